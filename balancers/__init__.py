@@ -1,0 +1,22 @@
+"""Balancers: what each method does in a training step, and the step itself. Torch only, no Ray.
+
+>>> from equipoise import balancers
+>>> balancers.names()
+['joint', 'modality_dropout', 'ogm', 'ogm_ge', 'summed']
+>>> step = balancers.BalancedStep(model, task, balancers.get("ogm", alpha=0.3), optimizer)   # doctest: +SKIP
+>>> result = step(batch)                                                                     # doctest: +SKIP
+"""
+
+from importlib import import_module
+from pathlib import Path
+
+from equipoise.balancers.balancer import Balancer, get, names
+from equipoise.balancers.context import StepContext
+from equipoise.balancers.gradients import Gradients
+from equipoise.balancers.step import BalancedStep, StepResult
+
+# A method is a file here: importing it registers it, so a new one touches no other file.
+for _file in sorted(Path(__file__).parent.glob("[a-z]*.py")):
+    import_module(f"equipoise.balancers.{_file.stem}")
+
+__all__ = ["BalancedStep", "Balancer", "Gradients", "StepContext", "StepResult", "get", "names"]

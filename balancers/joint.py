@@ -1,0 +1,15 @@
+"""Joint training: the fused loss alone."""
+
+from torch import Tensor
+
+from equipoise.balancers.balancer import Balancer
+from equipoise.balancers.context import StepContext
+
+
+class Joint(Balancer):
+    """Plain multimodal training, the baseline of every paper: mean of CE(z, y) over the global batch."""
+
+    name = "joint"
+
+    def objectives(self, ctx: StepContext) -> dict[str, Tensor]:
+        return {"fused": ctx.mean(ctx.task.losses(ctx.outputs.logits, ctx.target))}

@@ -1,0 +1,57 @@
+"""Rows on their way from the order of a source to a seeded random order, through files."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from equipoise.datasets.manifest import value_fields
+from equipoise.models.errors import EquipoiseError
+from equipoise.models.modality import Modality
+
+_BITS = 6  # 64 buckets: one at a time is held in memory
+
+
+class Buckets:
+    """Tables of rows, kept in one Arrow stream a bucket below `folder`, and given back in the order of `hash`.
+
+    Columns: `hash` uint64, `split`, `source_id`, `group` and `label` strings, `present` uint16, and the modalities as
+    they will be stored.
+    """
+
+    def __init__(self, folder: Path, modalities: tuple[Modality, ...]) -> None:
+        self.folder = folder
+        texts = [pa.field(name, pa.string()) for name in ("split", "source_id", "group", "label")]
+        numbers = [pa.field("hash", pa.uint64()), pa.field("present", pa.uint16())]
+        self.schema = pa.schema([*numbers, *texts, *value_fields(modalities)])
+        self._writers: dict[int, pa.RecordBatchStreamWriter] = {}
+
+    def add(self, table: pa.Table) -> None:
+        bucket: NDArray[np.int64] = (table["hash"].to_numpy() >> np.uint64(64 - _BITS)).astype(np.int64)
+        for b in np.unique(bucket):
+            if b not in self._writers:
+                self._writers[b] = pa.ipc.new_stream(self._path(b), self.schema)
+            self._writers[b].write_table(table.take(np.flatnonzero(bucket == b)))
+
+    def sorted(self) -> Iterator[pa.Table]:
+        """The tables of the buckets, in order; ends the adding. Raises `EquipoiseError` for two rows of one id."""
+        for writer in self._writers.values():
+            writer.close()
+        for b in sorted(self._writers):
+            with pa.OSFile(str(self._path(b))) as file:
+                table = pa.ipc.open_stream(file).read_all()
+            self._path(b).unlink()
+            table = table.sort_by([("hash", "ascending"), ("source_id", "ascending")])
+            ids = table["source_id"].to_pylist()
+            for first, second in zip(ids, ids[1:], strict=False):
+                if first == second:
+                    raise EquipoiseError(
+                        f"Two rows have the id {first!r}: a row's id must be its own. Drop the duplicate, or name another "
+                        "column with sample_key=."
+                    )
+            yield table
+
+    def _path(self, bucket: int) -> Path:
+        return self.folder / f"{bucket:02d}.arrow"

@@ -1,0 +1,71 @@
+"""What is fitted on train rows, and only on them: mean and deviation, or a vocabulary."""
+
+from collections import Counter
+
+import numpy as np
+import pyarrow as pa
+
+from equipoise.datasets.columns import Decoder
+from equipoise.models.modality import Modality
+
+PADDING, UNKNOWN = "[PAD]", "[UNK]"
+
+
+class Standardization:
+    """Mean and deviation of each entry of the last axis, or of each channel of an image, over all train rows.
+
+    An entry that never varies gets deviation 1. Sequences count the steps that `max_length` keeps.
+    """
+
+    def __init__(self, modality: Modality) -> None:
+        from sklearn.preprocessing import StandardScaler  # a second of import that readers do without
+
+        self.decoder = Decoder(modality, {})
+        self.scaler = StandardScaler()
+
+    def update(self, values: pa.Array) -> None:
+        """Take in stored values, none of them null."""
+        if len(values):
+            self.scaler.partial_fit(np.concatenate([self._entries(row) for row in self.decoder.rows(values)]))
+
+    def _entries(self, row: np.ndarray) -> np.ndarray:
+        modality = self.decoder.modality
+        if modality.kind == "image":
+            row = np.moveaxis(row, 0, -1)
+        return row.reshape(-1, row.shape[-1] if modality.shape else 1).astype(np.float64)
+
+    def state(self) -> dict[str, list[float] | str]:
+        return {"mean": self.scaler.mean_.tolist(), "deviation": self.scaler.scale_.tolist()}
+
+
+class Vocabulary:
+    """The most frequent words of the train rows, in lower case; id 0 is padding, id 1 any other word."""
+
+    def __init__(self, modality: Modality) -> None:
+        from tokenizers import normalizers, pre_tokenizers
+
+        self.size = modality.vocabulary
+        self.lower = normalizers.Lowercase()
+        self.cut = pre_tokenizers.Whitespace()
+        self.counts: Counter[str] = Counter()
+
+    def update(self, values: pa.Array) -> None:
+        for text in values.to_pylist():
+            self.counts.update(word for word, _ in self.cut.pre_tokenize_str(self.lower.normalize_str(text)))
+
+    def state(self) -> dict[str, list[float] | str]:
+        from tokenizers import Tokenizer, models
+
+        # Ties by the word itself, so that the vocabulary does not depend on the order of the rows.
+        ranked = sorted(self.counts, key=lambda word: (-self.counts[word], word))[: max(self.size - 2, 0)]
+        tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate([PADDING, UNKNOWN, *ranked])}, UNKNOWN))
+        tokenizer.normalizer = self.lower
+        tokenizer.pre_tokenizer = self.cut
+        return {"tokenizer": tokenizer.to_str()}
+
+
+def fit_of(modality: Modality) -> Standardization | Vocabulary | None:
+    """What a modality needs fitted, if anything."""
+    if modality.kind == "text":
+        return Vocabulary(modality)
+    return Standardization(modality) if modality.transform == "standardize" else None

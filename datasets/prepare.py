@@ -1,0 +1,136 @@
+"""`prepare`: from any source to a data set of ours, in two passes that never hold more than a part of it.
+
+Pass 1 checks and encodes each row and puts it into a bucket by the hash of (seed, its id). Pass 2 takes the buckets in
+order, sorts each and writes the shards. So rows end in a random order that the seed fixes, whatever order they came in,
+and two rows of one id meet in the same bucket.
+"""
+
+import inspect
+import os
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal
+
+from equipoise.datasets import sources
+from equipoise.datasets.buckets import Buckets
+from equipoise.datasets.foreign import parquet_rows, require
+from equipoise.datasets.manifest import Manifest, TaskSpec, check_layout, check_modalities
+from equipoise.datasets.sources import Source
+from equipoise.datasets.staging import Keys, Staging
+from equipoise.datasets.writing import folder_in_place, write_shards
+from equipoise.models.errors import EquipoiseError, unknown
+from equipoise.models.modality import Modality
+
+
+def prepare(
+    source: Any,
+    out: str | os.PathLike[str],
+    *,
+    seed: int = 0,
+    modalities: Sequence[Modality] | None = None,
+    task_labels: Sequence[str] | None = None,
+    target: str = "target",
+    sample_key: str = "source_id",
+    split: str = "split",
+    group: str | None = None,
+    fractions: tuple[float, float, float] = (0.7, 0.15, 0.15),
+    chunk_rows: int = 256,
+    shard_rows: int = 4096,
+    bad_rows: Literal["raise", "skip"] = "raise",
+    overwrite: bool = False,
+    **options: Any,
+) -> Manifest:
+    """Write `source` as a data set of ours into the folder `out`, and return its manifest.
+
+    `source`: the name of a registered data set (with its `options`); a Parquet file, or a folder of them; or a
+    `ray.data.Dataset`. The last two need `modalities`, and have a column `target` (class names, or indices), a column
+    `sample_key` (the row's own id) and perhaps `split` (train, validation, test) and `group` (rows that must not
+    straddle splits). Without a split column the hash of (seed, group or id) splits the rows by `fractions` into train,
+    validation and test. `task_labels`: the class names in the order of their indices; default: those of the train rows,
+    sorted. `bad_rows="skip"` leaves out rows with a value that cannot be, and lists them in the manifest.
+
+    Everything that is wrong raises an `EquipoiseError`, and then `out` is as it was.
+    """
+    check_layout(chunk_rows, shard_rows)
+    if seed < 0:
+        raise EquipoiseError(f"seed must not be negative, found {seed}.")
+    if bad_rows not in ("raise", "skip"):
+        raise unknown("choice for bad_rows", str(bad_rows), ("raise", "skip"))
+    if len(fractions) != 3 or min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-6:
+        raise EquipoiseError(
+            f"fractions must be three positive shares of train, validation and test that sum to 1, found {fractions}."
+        )
+    keys = Keys(sample_key, target, split, group)
+    found = _source(source, keys, tuple(modalities or ()), seed, options)
+    check_modalities(found.modalities)
+    labels = tuple(task_labels) if task_labels is not None else found.labels
+
+    with folder_in_place(Path(out), overwrite) as folder:
+        rows, keys = _first_look(found, keys)
+        staging = Staging(found.modalities, labels, keys, seed, fractions, skip=bad_rows == "skip")
+        with tempfile.TemporaryDirectory(prefix="buckets-", dir=folder) as scratch:
+            buckets = Buckets(Path(scratch), found.modalities)
+            for table in staging.tables(rows):
+                buckets.add(table)
+            classes = staging.census.classes(found.name)
+            splits, fitted = write_shards(buckets.sorted(), folder, found.modalities, classes, chunk_rows, shard_rows)
+        manifest = Manifest(
+            name=found.name,
+            task=TaskSpec(num_classes=len(classes), labels=classes),
+            modalities=found.modalities,
+            fitted=fitted,
+            splits=splits,
+            chunk_rows=chunk_rows,
+            shard_rows=shard_rows,
+            seed=seed,
+            terms=found.terms,
+            skipped=tuple(sorted(staging.skipped, key=lambda s: s.source_id)),
+        )
+        manifest.save(folder)
+    return manifest
+
+
+def _source(source: Any, keys: Keys, modalities: tuple[Modality, ...], seed: int, options: dict[str, Any]) -> Source:
+    # A name comes first: a folder that happens to be called digits is given as ./digits.
+    if isinstance(source, str) and source in sources.names():
+        if sources.takes(source, "seed"):
+            options = {"seed": seed, **options}
+        found = sources.load(source, **options)
+        return replace(found, modalities=modalities or found.modalities)
+    is_ray = hasattr(source, "iter_rows")
+    if not is_ray:
+        if not isinstance(source, str | os.PathLike):
+            raise EquipoiseError(
+                f"A source is the name of a data set, a path to Parquet files, or a Ray Data set, not {type(source).__name__}."
+            )
+        if not Path(source).exists():
+            if isinstance(source, str) and Path(source).name == source and not Path(source).suffix:
+                raise unknown("data set", source, sources.names())
+            raise EquipoiseError(f"No Parquet file or folder at {source}.")
+    if options:
+        raise unknown("option of prepare", next(iter(options)), inspect.signature(prepare).parameters)
+    if not modalities:
+        raise EquipoiseError(
+            "Your own data needs modalities=[Modality(name, shape=...), ...]: say what each column is."
+        )
+    if is_ray:
+        return Source("ray", modalities, iter(source.iter_rows()))
+    needed = [keys.sample, keys.target, *([keys.group] if keys.group else []), *(m.column for m in modalities)]
+    path = Path(source)
+    return Source(path.stem, modalities, parquet_rows(path, needed, [keys.split] if keys.split else []))
+
+
+def _first_look(source: Source, keys: Keys) -> tuple[Iterable[dict[str, Any]], Keys]:
+    """The rows, and the keys as the first row has them: whether there is a split, or a source's own groups."""
+    first = next(source.rows, None)
+    if first is None:
+        raise EquipoiseError(f"{source.name!r} holds no rows.")
+    require([keys.sample, keys.target, *([keys.group] if keys.group else [])], first, f"{source.name!r}")
+    require([m.column for m in source.modalities], first, f"{source.name!r}")
+    group = keys.group or ("group" if source.grouped else None)
+    return chain([first], source.rows), Keys(
+        keys.sample, keys.target, keys.split if keys.split in first else None, group
+    )

@@ -1,0 +1,50 @@
+"""Data sets known by name. Each is one file here with a function `load(**options) -> Source`."""
+
+import inspect
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from equipoise.models.errors import unknown
+from equipoise.models.modality import Modality
+
+_MODULES = ("digits", "watch")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Rows to prepare, and what they are.
+
+    A row of `rows` has `source_id`, `target` (a label, or its index in `labels`), `split` where the split is fixed,
+    `group` where rows belong together (`grouped`), and a value or None a modality, under its column's name. `labels` None: inferred
+    from the train rows.
+    """
+
+    name: str
+    modalities: tuple[Modality, ...]
+    rows: Iterator[dict[str, Any]]
+    labels: tuple[str, ...] | None = None
+    terms: str = ""
+    grouped: bool = False
+
+
+def names() -> tuple[str, ...]:
+    return _MODULES
+
+
+def load(name: str, **options: Any) -> Source:
+    """The source of that name. Raises `EquipoiseError` for an unknown name or option, or a bad value of one."""
+    if name not in _MODULES:
+        raise unknown("data set", name, _MODULES)
+    loader = import_module(f"{__name__}.{name}").load
+    known = inspect.signature(loader).parameters
+    for option in options:
+        if option not in known:
+            raise unknown(f"option of the data set {name!r},", option, known)
+    return loader(**options)
+
+
+def takes(name: str, option: str) -> bool:
+    """Whether the source of that name has this option."""
+    return option in inspect.signature(import_module(f"{__name__}.{name}").load).parameters

@@ -1,0 +1,121 @@
+"""The `equipoise` command line: a thin face over `equipoise.pipelines`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from equipoise.models.errors import EquipoiseError
+
+app = typer.Typer(
+    name="equipoise",
+    help="Measure what each modality contributes to every sample, and balance the training.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console()
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key=value ...]", help="overrides", show_default=False)]
+
+
+@app.command()
+def demo(out: Annotated[Path, typer.Option(help="where data and runs go")] = Path("runs/demo")) -> None:
+    """Joint training, sample resampling and random copies on digits, side by side, in minutes."""
+    from equipoise.pipelines.demo import demo
+
+    demo(out, console)
+
+
+@app.command()
+def prepare(
+    name: Annotated[str, typer.Argument(help="a data set (`equipoise list data`)")],
+    out: Annotated[Path, typer.Option(help="folder to write")],
+    options: Overrides = None,
+    seed: Annotated[int, typer.Option(help="of the row order and, where the source has none, the split")] = 0,
+    overwrite: Annotated[bool, typer.Option(help="replace a data set that is there")] = False,
+) -> None:
+    """Write a data set in the project's format: shards, a manifest, train / validation / test."""
+    from equipoise.datasets.prepare import prepare
+    from equipoise.pipelines.config import pairs
+
+    manifest = prepare(name, out, seed=seed, overwrite=overwrite, **pairs(options or []))
+    if manifest.terms:
+        console.print(manifest.terms, style="yellow")
+    sizes = ", ".join(f"{split.rows} {title}" for title, split in manifest.splits.items())
+    console.print(f"{out}: {sizes} rows; modalities {', '.join(manifest.names)}; hash {manifest.hash[:12]}")
+
+
+@app.command()
+def fit(
+    config: Annotated[Path, typer.Argument(help="a YAML file, such as examples/digits.yaml")],
+    overrides: Overrides = None,
+    verbose: Annotated[bool, typer.Option("--verbose", help="show Ray's own logs")] = False,
+) -> None:
+    """Train, valuing samples between epochs. The same command goes on with an unfinished run."""
+    from equipoise.pipelines.fit import fit
+    from equipoise.pipelines.sweeps import matrix_rows
+    from equipoise.pipelines.tables import matrix_table
+
+    run = fit(config, *(overrides or []), verbose=verbose)
+    best = run.checkpoints.best or {}
+    rows = matrix_rows(run.result("validation", best["epoch"]), run.manifest.names)
+    console.print(matrix_table(rows, f"Validation, best epoch ({best['epoch']}) of {len(run.metrics)}"))
+    console.print(f"run folder: {run.path}\nnext: equipoise evaluate {run.path} --split test")
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="a run folder")],
+    split: Annotated[str, typer.Option(help="train, validation or test")] = "validation",
+) -> None:
+    """The best model's metrics for every subset of modalities."""
+    from equipoise.pipelines.run import Run
+    from equipoise.pipelines.sweeps import matrix_rows
+    from equipoise.pipelines.tables import matrix_table
+
+    opened = Run.open(run)
+    rows = matrix_rows(opened.result(split), opened.manifest.names)
+    console.print(matrix_table(rows, f"{opened.config.balancer.name} + {opened.config.resampler.name}: {split}"))
+
+
+@app.command(name="list")
+def list_(
+    what: Annotated[str, typer.Argument(help="balancers, resamplers or data; nothing for all")] = "",
+) -> None:
+    """What can be chosen: balancers, resamplers, data sets."""
+    from equipoise import balancers, valuation
+    from equipoise.datasets import sources
+    from equipoise.models.errors import unknown
+    from equipoise.pipelines.tables import table
+
+    def methods(title: str, module: Any, get: Any, names: list[str]) -> None:
+        rows = []
+        for name in names:
+            method = get(name)
+            first = (type(method).__doc__ or "").strip().split("\n\n")[0].replace("\n", " ")
+            rows.append([name, " ".join(first.split()), ", ".join(type(method).Options.model_fields) or "-"])
+        console.print(table(title, ["name", "what it does", "options"], rows))
+
+    shown = {
+        "balancers": lambda: methods("Balancers", balancers, balancers.get, balancers.names()),
+        "resamplers": lambda: methods("Resamplers", valuation, valuation.get_resampler, valuation.resampler_names()),
+        "data": lambda: console.print(table("Data sets", ["name"], [[name] for name in sources.names()])),
+    }
+    if what and what not in shown:
+        raise unknown("list", what, shown)
+    for name in [what] if what else list(shown):
+        shown[name]()
+
+
+def main() -> None:
+    """Run the command line; a sentence for the user ends it with status 2 and no traceback."""
+    try:
+        app()
+    except EquipoiseError as error:
+        Console(stderr=True).print(f"[bold red]equipoise:[/bold red] {error}", highlight=False, soft_wrap=True)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()

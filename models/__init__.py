@@ -1,0 +1,47 @@
+"""Models: the contract, tasks, modalities, encoders and fusions. Torch only, no Ray.
+
+Names are loaded when they are first asked for: data workers that read `equipoise.models.modality` need no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from equipoise.models.batch import Batch, check_batch, to_batch
+    from equipoise.models.build import EncoderConfig, ModelConfig, build_encoder, build_model
+    from equipoise.models.contract import Absence, MultimodalModel, Outputs, Unimodal, absent_key, check_ownership
+    from equipoise.models.early_fusion import EarlyFusion, Patches, Words
+    from equipoise.models.encoders import GRU, MLP, CNN1d, CNN2d, EmbeddingGRU
+    from equipoise.models.errors import EquipoiseError
+    from equipoise.models.late_fusion import LateFusion
+    from equipoise.models.modality import Modality
+    from equipoise.models.task import Classification, Task
+
+_HOMES = {
+    "batch": ("Batch", "check_batch", "to_batch"),
+    "build": ("EncoderConfig", "ModelConfig", "build_encoder", "build_model"),
+    "contract": ("Absence", "MultimodalModel", "Outputs", "Unimodal", "absent_key", "check_ownership"),
+    "early_fusion": ("EarlyFusion", "Patches", "Words"),
+    "encoders": ("CNN1d", "CNN2d", "EmbeddingGRU", "GRU", "MLP"),
+    "errors": ("EquipoiseError",),
+    "late_fusion": ("LateFusion",),
+    "modality": ("Modality",),
+    "task": ("Classification", "Task"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "Absence", "Batch", "CNN1d", "CNN2d", "Classification", "EarlyFusion", "EmbeddingGRU", "EncoderConfig",
+    "EquipoiseError", "GRU", "LateFusion", "MLP", "Modality", "ModelConfig", "MultimodalModel", "Outputs", "Patches",
+    "Task", "Unimodal", "Words", "absent_key", "build_encoder", "build_model", "check_batch", "check_ownership", "to_batch",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME_OF:
+        return getattr(import_module(f"equipoise.models.{_HOME_OF[name]}"), name)
+    raise AttributeError(f"module 'equipoise.models' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,162 @@
+"""A model from a configuration and the modalities of a data set."""
+
+from collections.abc import Callable, Mapping, Sequence
+from math import prod
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import nn
+
+from equipoise.models.contract import Absence, MultimodalModel, Unimodal
+from equipoise.models.early_fusion import EarlyFusion, Patches, Words, check_early
+from equipoise.models.encoders import GRU, MLP, CNN1d, CNN2d, EmbeddingGRU
+from equipoise.models.errors import EquipoiseError
+from equipoise.models.fusion import FusionName, check_combination
+from equipoise.models.late_fusion import LateFusion
+from equipoise.models.modality import Modality
+from equipoise.models.presence import check_known, check_names
+
+EncoderKind = Literal["mlp", "cnn1d", "cnn2d", "gru", "embedding_gru"]
+
+SMALL = 256
+"""An array of up to this many values goes through an MLP."""
+
+
+class EncoderConfig(BaseModel):
+    """The encoder of a modality. `kind="auto"` chooses by the modality's kind and shape, see `auto_encoder`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["auto", "mlp", "cnn1d", "cnn2d", "gru", "embedding_gru"] = "auto"
+    hidden: int | None = Field(
+        default=None, ge=1, description="width inside: mlp, cnn1d, embedding_gru 64, cnn2d 32; gru has none"
+    )
+    depth: int | None = Field(default=None, ge=1, description="hidden or recurrent layers: mlp, gru 1, cnn1d, cnn2d 2")
+    out_features: int = Field(default=64, ge=1, description="size of the feature")
+
+
+class ModelConfig(BaseModel):
+    """What model to build. `encoders` has an encoder for single modalities, `encoder` the one for all others."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["late", "early"] = "late"
+    encoder: EncoderConfig = Field(default_factory=EncoderConfig)
+    encoders: dict[str, EncoderConfig] = {}
+    fusion: FusionName = Field("concat", description="late fusion only")
+    absence: Absence | Literal["auto"] = Field("auto", description="auto: feature for late fusion, drop for early")
+    dim: int = Field(64, ge=1, description="width inside gated, film, attention, and of the early transformer")
+    depth: int = Field(2, ge=1, description="layers of the early transformer")
+    heads: int = Field(4, ge=1, description="attention heads of the early transformer")
+    tokens: int = Field(4, ge=1, description="tokens of a modality that is not text, early fusion only")
+
+    @model_validator(mode="after")
+    def _has_a_meaning(self) -> "ModelConfig":
+        other = {"late": ("depth", "heads", "tokens"), "early": ("encoder", "encoders", "fusion")}[self.kind]
+        for field in other:
+            default = type(self).model_fields[field].get_default(call_default_factory=True)
+            if getattr(self, field) != default:
+                raise EquipoiseError(f"model.{field} has no meaning for model.kind={self.kind!r}: leave it out.")
+        if self.kind == "late":
+            check_combination(self.fusion, self.resolved_absence, "auto")
+        else:
+            check_early(self.resolved_absence, "auto")
+        return self
+
+    @property
+    def resolved_absence(self) -> Absence:
+        if self.absence == "auto":
+            return "feature" if self.kind == "late" else "drop"
+        return self.absence
+
+
+def auto_encoder(modality: Modality) -> EncoderKind:
+    """Text: embedding_gru. Image: cnn2d. Sequence: gru. Array: mlp where it is one-dimensional or small (up to 256
+    values), cnn1d for [T, C], cnn2d for [C, H, W], mlp above.
+    """
+    if modality.kind == "array":
+        if prod(modality.shape) <= SMALL:
+            return "mlp"
+        by_rank: dict[int, EncoderKind] = {2: "cnn1d", 3: "cnn2d"}
+        return by_rank.get(len(modality.shape), "mlp")
+    by_kind: dict[str, EncoderKind] = {"text": "embedding_gru", "image": "cnn2d", "sequence": "gru"}
+    return by_kind[modality.kind]
+
+
+def encoder_kinds(modality: Modality) -> tuple[EncoderKind, ...]:
+    """The encoders that a modality may have."""
+    if modality.kind == "text":
+        return ("embedding_gru",)
+    if modality.kind == "image":
+        return ("cnn2d", "mlp")
+    if modality.kind == "sequence":
+        return ("gru", "cnn1d", "mlp")
+    return ("mlp", "cnn1d", "gru", "cnn2d") if len(modality.shape) == 3 else ("mlp", "cnn1d", "gru")
+
+
+def build_encoder(config: EncoderConfig, modality: Modality, vocabulary_size: int | None = None) -> nn.Module:
+    """The encoder of one modality. Raises an `EquipoiseError` where its kind cannot read the modality."""
+    kind: EncoderKind = auto_encoder(modality) if config.kind == "auto" else config.kind
+    allowed = encoder_kinds(modality)
+    if kind not in allowed:
+        shape = f" of shape {modality.shape}" if modality.kind == "array" else ""
+        raise EquipoiseError(
+            f"Encoder kind {kind!r} has no meaning for modality {modality.name!r} ({modality.kind}{shape}): use "
+            f"{', '.join(map(repr, ('auto', *allowed)))}."
+        )
+    out = config.out_features
+    width = {} if config.hidden is None else {"hidden": config.hidden}
+    depth = {} if config.depth is None else {"depth": config.depth}
+    row = modality.decoded_shape
+    make: dict[EncoderKind, Callable[[], nn.Module]] = {
+        "mlp": lambda: MLP(row, (config.hidden or 64,) * (config.depth or 1), out),
+        "cnn1d": lambda: CNN1d(prod(row[1:]), out, **width, **depth),
+        "cnn2d": lambda: CNN2d(row[0], out, **width, **depth),
+        "gru": lambda: GRU(prod(row[1:]), out, **depth),
+        "embedding_gru": lambda: EmbeddingGRU(
+            vocabulary_size or modality.vocabulary, config.hidden or 64, out, **depth
+        ),
+    }
+    return make[kind]()
+
+
+def build_model(
+    config: ModelConfig,
+    modalities: Sequence[Modality],
+    num_outputs: int,
+    unimodal: Unimodal | Literal["auto"] = "auto",
+    vocabulary_sizes: Mapping[str, int] | None = None,
+) -> MultimodalModel:
+    """The model of a configuration, on the CPU; its weights are a function of torch's seed.
+
+    Args:
+        config: what to build.
+        modalities: those of the data set, in the order of the columns of `present`.
+        num_outputs: number of logits (`Task.num_outputs`).
+        unimodal: what the balancer needs; "auto": split for concat and sum, heads for other late fusions, coalition for
+            early fusion.
+        vocabulary_sizes: {text modality: ids in its fitted vocabulary, padding included}; else `Modality.vocabulary`.
+
+    Raises:
+        EquipoiseError: a combination without a meaning, or a name that is no modality.
+    """
+    names = check_names(m.name for m in modalities)
+    sizes = dict(vocabulary_sizes or {})
+    check_known("model.encoders", config.encoders, names)
+    check_known("vocabulary_sizes", sizes, names)
+    absence = config.resolved_absence
+    if config.kind == "early":
+        check_early(absence, unimodal)
+        tokenizers: dict[str, nn.Module] = {
+            m.name: Words(sizes.get(m.name, m.vocabulary), m.decoded_shape[0], config.dim)
+            if m.kind == "text"
+            else Patches(m.decoded_shape, config.tokens, config.dim)
+            for m in modalities
+        }
+        return EarlyFusion(tokenizers, num_outputs, config.dim, config.depth, config.heads, absence)
+    # Before the encoders: a refusal should not wait for weights.
+    check_combination(config.fusion, absence, unimodal)
+    encoders = {
+        m.name: build_encoder(config.encoders.get(m.name, config.encoder), m, sizes.get(m.name)) for m in modalities
+    }
+    return LateFusion(encoders, num_outputs, config.fusion, absence, unimodal, dim=config.dim)

@@ -1,0 +1,118 @@
+"""The model contract: what every balancer, the valuation and the pipelines may ask of a multimodal model."""
+
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
+from torch import Tensor, nn
+
+from equipoise.models.errors import EquipoiseError
+
+Absence = Literal["feature", "input", "drop"]
+Unimodal = Literal["split", "heads", "coalition"]
+
+
+class Outputs(NamedTuple):
+    """What one forward pass gives.
+
+    `logits` [B, K]; `unimodal_logits` {modality: [B, K]}, None where the model's `unimodal` is "coalition" (ask for the
+    coalition instead); `features` as `MultimodalModel.features` returns them, None for early fusion.
+    """
+
+    logits: Tensor
+    unimodal_logits: dict[str, Tensor] | None = None
+    features: dict[str, Tensor] | None = None
+
+
+def absent_key(modality: str) -> str:
+    """The key under which `features` keeps the encoding [1, D] of a modality's absent value (absence="input")."""
+    return f"{modality}.absent"
+
+
+class MultimodalModel(nn.Module):
+    """A model over a fixed tuple of modalities, any of which may be absent in a row.
+
+    Inputs are `{modality: Tensor[B, ...]}`, with `{modality}_length: int64[B]` beside a sequence or a text, and
+    `present: bool[B, M]` in the order of `modalities`. What stands in the tensor of an absent modality is never read.
+
+    - `late_fusion`: True where `fuse` is a function of one feature a modality, so that features can be encoded once and
+      fused for many coalitions. False where modalities meet early: then only `forward` exists.
+    - `absence`: how an absent modality enters: "feature" (its feature is zeros), "input" (the encoding of its absent
+      value, computed once a batch, with gradient), "drop" (left out of a sum, mean or attention).
+    - `unimodal`: where unimodal logits come from: "split" (W_m f_m + b/M of a linear head), "heads" (an own linear head
+      a modality), "coalition" (the model with the others absent).
+    - `linear_head`: True where the logits are a sum of one term a modality and a bias (see `linear_terms`).
+    """
+
+    modalities: tuple[str, ...]
+    late_fusion: bool = True
+    absence: Absence = "feature"
+    unimodal: Unimodal = "split"
+    linear_head: bool = False
+
+    def encode(self, modality: str, x: Tensor, length: Tensor | None = None) -> Tensor:
+        """Features [n, D] of n rows of one modality. Late fusion only."""
+        raise NotImplementedError
+
+    def features(self, inputs: Mapping[str, Tensor], present: Tensor) -> dict[str, Tensor]:
+        """Features {modality: [B, D]} of a batch: each encoder runs once, on the rows that have its modality, and not at
+        all where none has; the other rows hold zeros. Under absence="input" also `{absent_key(m): [1, D]}`.
+        """
+        raise NotImplementedError
+
+    def fuse(self, features: Mapping[str, Tensor], present: Tensor) -> Tensor:
+        """Logits [B, K] from features and `present` bool[B, M], which may switch off more than the inputs lacked.
+
+        A row with nothing present gives finite logits without a meaning.
+        """
+        raise NotImplementedError
+
+    def linear_terms(self, features: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        """For a linear head: bias [K], {m: term [B, K] where m is present}, {m: term [K] where m is absent}."""
+        raise NotImplementedError
+
+    def unimodal_logits(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Logits {modality: [B, K]} of each modality alone, for `unimodal` "split" and "heads"."""
+        raise NotImplementedError
+
+    def probe_logits(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """`unimodal_logits` of detached features: what trains or reads the heads without touching an encoder."""
+        return self.unimodal_logits({name: f.detach() for name, f in features.items()})
+
+    def forward(self, inputs: Mapping[str, Tensor], present: Tensor) -> Outputs:
+        features = self.features(inputs, present)
+        unimodal = None if self.unimodal == "coalition" else self.unimodal_logits(features)
+        return Outputs(self.fuse(features, present), unimodal, features)
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Who owns a parameter: {a modality | "shared" | "head": [parameters]}, every trainable one exactly once."""
+        raise NotImplementedError
+
+
+def check_ownership(model: MultimodalModel) -> dict[str, list[nn.Parameter]]:
+    """The model's parameter groups in a fixed order (modalities, "shared", "head"), trainable parameters only.
+
+    Raises `EquipoiseError` naming the parameter that nobody owns or that is owned twice, or an unknown group.
+    """
+    names = {id(p): name for name, p in model.named_parameters()}
+    declared = model.parameter_groups()
+    order = [*model.modalities, "shared", "head"]
+    owner: dict[int, str] = {}
+    for group, parameters in declared.items():
+        if group not in order:
+            raise EquipoiseError(
+                f"parameter_groups() of {type(model).__name__} names the group {group!r}: it must be one of {', '.join(order)}."
+            )
+        for p in parameters:
+            if id(p) in owner:
+                raise EquipoiseError(
+                    f"Parameter {names.get(id(p), '?')!r} is owned by both {owner[id(p)]!r} and {group!r}: "
+                    "parameter_groups() must name each parameter once."
+                )
+            owner[id(p)] = group
+    for name, p in model.named_parameters():
+        if p.requires_grad and id(p) not in owner:
+            raise EquipoiseError(
+                f"Parameter {name!r} of {type(model).__name__} is owned by nobody: add it to a modality, to 'shared' or "
+                "to 'head' in parameter_groups()."
+            )
+    return {group: [p for p in declared.get(group, []) if p.requires_grad] for group in order}

@@ -1,0 +1,189 @@
+"""Fusions: one feature a modality to logits, and which of them go with which absence and which unimodal logits."""
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from equipoise.models.contract import Absence, Unimodal
+from equipoise.models.errors import EquipoiseError, unknown
+
+FusionName = Literal["concat", "sum", "gated", "film", "attention"]
+
+
+class Fusion(nn.Module):
+    """Logits [B, K] from {modality: feature [B, D_m]} and `taking_part` bool[B, M].
+
+    The features of absent modalities are already replaced (zeros, or the absent value's feature); `taking_part` is
+    False where a modality is to be left out, and only fusions that can leave one out look at it.
+    """
+
+    absences: ClassVar[tuple[Absence, ...]] = ("feature", "input")
+    linear: ClassVar[bool] = False
+
+    def __init__(self, sizes: Mapping[str, int], num_outputs: int, dim: int = 64) -> None:
+        super().__init__()
+        self.sizes = dict(sizes)
+
+
+class LinearFusion(Fusion):
+    """Logits = the sum of one term W_m f_m a modality, and a bias b."""
+
+    linear = True
+    head: nn.Linear
+
+    def term(self, modality: str, feature: Tensor) -> Tensor:
+        """W_m f_m, [n, K]."""
+        raise NotImplementedError
+
+
+class Concat(LinearFusion):
+    """logits = W [f_1 .. f_M] + b."""
+
+    def __init__(self, sizes: Mapping[str, int], num_outputs: int, dim: int = 64) -> None:
+        super().__init__(sizes, num_outputs, dim)
+        self.head = nn.Linear(sum(sizes.values()), num_outputs)
+
+    def forward(self, features: Mapping[str, Tensor], taking_part: Tensor) -> Tensor:
+        logits: Tensor = self.head(torch.cat([features[m] for m in self.sizes], dim=1))
+        return logits
+
+    def term(self, modality: str, feature: Tensor) -> Tensor:
+        names = list(self.sizes)
+        start = sum(self.sizes[m] for m in names[: names.index(modality)])
+        return F.linear(feature, self.head.weight[:, start : start + self.sizes[modality]])
+
+
+class Sum(LinearFusion):
+    """logits = W (f_1 + .. + f_M) + b, one W for all. A feature of zeros and a modality left out are the same thing."""
+
+    absences = ("feature", "input", "drop")
+
+    def __init__(self, sizes: Mapping[str, int], num_outputs: int, dim: int = 64) -> None:
+        super().__init__(sizes, num_outputs, dim)
+        if len(set(sizes.values())) > 1:
+            found = ", ".join(f"{m}: {size}" for m, size in sizes.items())
+            raise EquipoiseError(
+                f"fusion='sum' adds features, so encoders must agree in out_features, found {found}: make them equal, or "
+                "use fusion='concat'."
+            )
+        self.head = nn.Linear(next(iter(sizes.values())), num_outputs)
+
+    def forward(self, features: Mapping[str, Tensor], taking_part: Tensor) -> Tensor:
+        logits: Tensor = self.head(torch.stack([features[m] for m in self.sizes]).sum(dim=0))
+        return logits
+
+    def term(self, modality: str, feature: Tensor) -> Tensor:
+        return F.linear(feature, self.head.weight)
+
+
+class Gated(Fusion):
+    """Gated multimodal unit (Arevalo et al., "Gated Multimodal Units for Information Fusion", 2017, section 3.1).
+
+    h_m = tanh(W_m f_m),  z_m = sigmoid(V_m [f_1 .. f_M]),  logits = W (sum z_m * h_m) + b
+
+    W_m and V_m have no bias, as in the paper: a feature of zeros adds exactly nothing. For two modalities the paper also
+    ties z_2 = 1 - z_1; this is its form for any number.
+    """
+
+    def __init__(self, sizes: Mapping[str, int], num_outputs: int, dim: int = 64) -> None:
+        super().__init__(sizes, num_outputs, dim)
+        total = sum(sizes.values())
+        self.value = nn.ModuleDict({m: nn.Linear(size, dim, bias=False) for m, size in sizes.items()})
+        self.gate = nn.ModuleDict({m: nn.Linear(total, dim, bias=False) for m in sizes})
+        self.head = nn.Linear(dim, num_outputs)
+
+    def forward(self, features: Mapping[str, Tensor], taking_part: Tensor) -> Tensor:
+        everything = torch.cat([features[m] for m in self.sizes], dim=1)
+        parts = [self.gate[m](everything).sigmoid() * self.value[m](features[m]).tanh() for m in self.sizes]
+        logits: Tensor = self.head(torch.stack(parts).sum(dim=0))
+        return logits
+
+
+class FiLM(Fusion):
+    """Feature-wise linear modulation (Perez et al., "FiLM: Visual Reasoning with a General Conditioning Layer", 2018).
+
+    h = P f_1;  h <- (1 + gamma_m(f_m)) * h + beta_m(f_m) for m = 2 .. M;  logits = W h + b
+
+    The order of the modalities matters: the first is modulated by the others.
+    """
+
+    def __init__(self, sizes: Mapping[str, int], num_outputs: int, dim: int = 64) -> None:
+        super().__init__(sizes, num_outputs, dim)
+        first, *others = sizes
+        self.projection = nn.Linear(sizes[first], dim)
+        self.modulation = nn.ModuleDict({m: nn.Linear(sizes[m], 2 * dim) for m in others})
+        self.head = nn.Linear(dim, num_outputs)
+
+    def forward(self, features: Mapping[str, Tensor], taking_part: Tensor) -> Tensor:
+        first, *others = self.sizes
+        h = self.projection(features[first])
+        for m in others:
+            gamma, beta = self.modulation[m](features[m]).chunk(2, dim=1)
+            h = (1 + gamma) * h + beta
+        logits: Tensor = self.head(h)
+        return logits
+
+
+class Attention(Fusion):
+    """A learned query q attends over one token a modality.
+
+    t_m = P_m f_m,  a = softmax over the modalities taking part of q . t_m / sqrt(dim),  logits = W (sum a_m t_m) + b
+    """
+
+    absences = ("feature", "input", "drop")
+
+    def __init__(self, sizes: Mapping[str, int], num_outputs: int, dim: int = 64) -> None:
+        super().__init__(sizes, num_outputs, dim)
+        self.token = nn.ModuleDict({m: nn.Linear(size, dim) for m, size in sizes.items()})
+        self.query = nn.Parameter(0.02 * torch.randn(dim))
+        self.head = nn.Linear(dim, num_outputs)
+
+    def forward(self, features: Mapping[str, Tensor], taking_part: Tensor) -> Tensor:
+        tokens = torch.stack([self.token[m](features[m]) for m in self.sizes], dim=1)
+        scores = (tokens * self.query).sum(dim=2) / self.query.numel() ** 0.5
+        # The lowest number instead of -inf, and zeros after the softmax: a row with nothing taking part stays finite.
+        weights = scores.masked_fill(~taking_part, torch.finfo(scores.dtype).min).softmax(dim=1)
+        weights = weights.masked_fill(~taking_part, 0)
+        logits: Tensor = self.head((weights[:, :, None] * tokens).sum(dim=1))
+        return logits
+
+
+FUSIONS: dict[str, type[Fusion]] = {
+    "concat": Concat,
+    "sum": Sum,
+    "gated": Gated,
+    "film": FiLM,
+    "attention": Attention,
+}
+
+
+def check_combination(fusion: str, absence: str, unimodal: str) -> Unimodal:
+    """The kind of unimodal logits that a late fusion gets ("auto" resolved).
+
+    Raises an `EquipoiseError` for an unknown name and for a combination without a meaning.
+    """
+    if fusion not in FUSIONS:
+        raise unknown("fusion", fusion, FUSIONS)
+    if absence not in get_args(Absence):
+        raise unknown("absence", absence, get_args(Absence))
+    if unimodal not in ("auto", *get_args(Unimodal)):
+        raise unknown("unimodal", unimodal, ("auto", *get_args(Unimodal)))
+    kind = FUSIONS[fusion]
+    if absence not in kind.absences:
+        others = " or ".join(repr(f) for f, k in FUSIONS.items() if absence in k.absences)
+        raise EquipoiseError(
+            f"absence={absence!r} has no meaning for fusion={fusion!r}, which needs a feature of every modality: use "
+            f"absence={' or '.join(map(repr, kind.absences))}, or fusion={others}."
+        )
+    if unimodal == "auto":
+        return "split" if kind.linear else "heads"
+    if unimodal == "split" and not kind.linear:
+        linear = " or ".join(repr(f) for f, k in FUSIONS.items() if k.linear)
+        raise EquipoiseError(
+            f"unimodal='split' has no meaning for fusion={fusion!r}, whose logits are not a sum of one term a modality: use "
+            f"unimodal='heads' or 'coalition', or fusion={linear}."
+        )
+    return unimodal  # type: ignore[return-value]

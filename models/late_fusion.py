@@ -1,0 +1,174 @@
+"""Late fusion: one encoder a modality, and a fusion of their features."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from equipoise.models.contract import Absence, MultimodalModel, Unimodal, absent_key
+from equipoise.models.errors import EquipoiseError, unknown
+from equipoise.models.fusion import FUSIONS, Fusion, FusionName, LinearFusion, check_combination
+from equipoise.models.presence import AbsentValues, call, check_inputs, check_known, check_names, on_rows
+
+
+class LateFusion(MultimodalModel):
+    """Encoders that never see each other's modality, then a fusion of one feature vector a modality.
+
+    >>> model = LateFusion({"image": CNN2d(3), "audio": MLP(40)}, num_classes=10)   # doctest: +SKIP
+    >>> model(inputs, present).logits                                               # doctest: +SKIP
+
+    Args:
+        encoders: {modality: module}, in the order of the columns of `present`. A module maps [n, ...] to [n, D]; for a
+            modality with lengths it takes (x, length). D is its `out_features`, else that of its last Linear.
+        num_classes: number of logits.
+        fusion: "concat", "sum", "gated", "film" or "attention".
+        absence: "feature" (zeros), "input" (the feature of the absent value) or "drop" (sum and attention only).
+        unimodal: "split" (concat and sum only), "heads", "coalition", or "auto": split where it is possible, else heads.
+        absent_values: {modality: a row} for absence="input", where zeros (and length 0) are not what absence means.
+        dim: width inside gated, film and attention.
+
+    Raises:
+        EquipoiseError: a combination without a meaning, an encoder of unknown size, a name that is no modality.
+    """
+
+    def __init__(
+        self,
+        encoders: Mapping[str, nn.Module],
+        num_classes: int,
+        fusion: FusionName = "concat",
+        absence: Absence = "feature",
+        unimodal: Unimodal | Literal["auto"] = "auto",
+        absent_values: Mapping[str, Tensor] | None = None,
+        dim: int = 64,
+    ) -> None:
+        super().__init__()
+        self.modalities = check_names(encoders)
+        self.unimodal = check_combination(fusion, absence, unimodal)
+        self.absence = absence
+        self.linear_head = FUSIONS[fusion].linear
+        if absent_values and absence != "input":
+            raise EquipoiseError(f"absent_values are only read with absence='input', not with absence={absence!r}.")
+        self.sizes = {m: feature_size(m, encoder) for m, encoder in encoders.items()}
+        self.encoders = nn.ModuleDict(dict(encoders))
+        self.absent_values = AbsentValues(self.modalities, absent_values)
+        self.fusion: Fusion = FUSIONS[fusion](self.sizes, num_classes, dim)
+        heads = self.sizes if self.unimodal == "heads" else {}
+        self.heads = nn.ModuleDict({m: nn.Linear(size, num_classes) for m, size in heads.items()})
+
+    def encode(self, modality: str, x: Tensor, length: Tensor | None = None) -> Tensor:
+        if modality not in self.modalities:
+            raise unknown("modality", modality, self.modalities)
+        feature = call(self.encoders[modality], modality, x, length)
+        if not isinstance(feature, Tensor) or tuple(feature.shape) != (len(x), self.sizes[modality]):
+            found = tuple(feature.shape) if isinstance(feature, Tensor) else type(feature).__name__
+            raise EquipoiseError(
+                f"The encoder of modality {modality!r} must give [n, {self.sizes[modality]}] for n = {len(x)} rows, but it "
+                f"gave {found}: set its attribute out_features, or pool its output to one vector a row."
+            )
+        return feature
+
+    def features(self, inputs: Mapping[str, Tensor], present: Tensor) -> dict[str, Tensor]:
+        check_inputs(inputs, present, self.modalities)
+        counts = present.sum(dim=0).tolist()  # the one place where a GPU is waited for
+        features: dict[str, Tensor] = {}
+        for i, m in enumerate(self.modalities):
+            x, length = inputs[m], inputs.get(f"{m}_length")
+            found = on_rows(partial(self._encode, m), x, length, present[:, i], counts[i])
+            features[m] = found[0] if found else self._weight.new_zeros(len(present), self.sizes[m])
+            if self.absence == "input":
+                # Also where no row lacks it: all DDP workers must run the same modules.
+                features[absent_key(m)] = self.encode(m, *self.absent_values(m, x, length))
+        return features
+
+    def fuse(self, features: Mapping[str, Tensor], present: Tensor) -> Tensor:
+        self._check_features(features)
+        filled: dict[str, Tensor] = {}
+        for i, m in enumerate(self.modalities):
+            has = present[:, i : i + 1]
+            # where and masked_fill, never a product: NaN * 0 is NaN, in values and in gradients.
+            if self.absence == "input":
+                filled[m] = torch.where(has, features[m], features[absent_key(m)])
+            else:
+                filled[m] = features[m].masked_fill(~has, 0)
+        logits: Tensor = self.fusion(filled, present if self.absence == "drop" else torch.ones_like(present))
+        return logits
+
+    def linear_terms(self, features: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        """For a linear head: bias [K], {m: term [B, K] where m is present}, {m: term [K] where m is absent}.
+
+        The rows of a term that lack its modality hold nothing of use: choose by `present`.
+        """
+        if not isinstance(self.fusion, LinearFusion):
+            raise EquipoiseError(f"{type(self.fusion).__name__} is not a linear head: it has no terms, use fuse().")
+        self._check_features(features)
+        bias = self.fusion.head.bias
+        terms = {m: self.fusion.term(m, features[m]) for m in self.modalities}
+        if self.absence == "input":
+            absent = {m: self.fusion.term(m, features[absent_key(m)])[0] for m in self.modalities}
+        else:
+            absent = {m: torch.zeros_like(bias) for m in self.modalities}
+        return bias, terms, absent
+
+    def unimodal_logits(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        self._check_features(features)
+        if self.unimodal == "heads":
+            return {m: self.heads[m](features[m]) for m in self.modalities}
+        if self.unimodal == "split" and isinstance(self.fusion, LinearFusion):
+            share = self.fusion.head.bias / len(self.modalities)
+            return {m: self.fusion.term(m, features[m]) + share for m in self.modalities}
+        raise EquipoiseError(
+            "A model with unimodal='coalition' has no unimodal logits of its own: fuse with the other modalities absent, or "
+            "build it with unimodal='heads'."
+        )
+
+    def probe_logits(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """`unimodal_logits` of detached features: their gradient reaches the heads, never an encoder."""
+        return self.unimodal_logits({name: feature.detach() for name, feature in features.items()})
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """An encoder and its unimodal head belong to their modality, what several encoders use to "shared", the fusion
+        to "head".
+        """
+        seen: dict[nn.Parameter, list[str]] = {}
+        for m in self.modalities:
+            for p in self.encoders[m].parameters():
+                seen.setdefault(p, []).append(m)
+        groups: dict[str, list[nn.Parameter]] = {m: [] for m in (*self.modalities, "shared", "head")}
+        for p, owners in seen.items():
+            groups[owners[0] if len(owners) == 1 else "shared"].append(p)
+        for m, head in self.heads.items():
+            groups[m].extend(head.parameters())
+        groups["head"].extend(self.fusion.parameters())
+        return groups
+
+    def _encode(self, modality: str, x: Tensor, length: Tensor | None) -> tuple[Tensor]:
+        return (self.encode(modality, x, length),)
+
+    @property
+    def _weight(self) -> Tensor:
+        return next(self.fusion.parameters())
+
+    def _check_features(self, features: Mapping[str, Tensor]) -> None:
+        needed = list(self.modalities)
+        if self.absence == "input":
+            needed += [absent_key(m) for m in self.modalities]
+        for name in needed:
+            if name not in features:
+                raise EquipoiseError(f"features lack {name!r}: take them from features(inputs, present) of this model.")
+        check_known("features", (f.removesuffix(".absent") for f in features), self.modalities)
+
+
+def feature_size(modality: str, encoder: nn.Module) -> int:
+    """D of an encoder: its `out_features`, else that of its last Linear."""
+    size = getattr(encoder, "out_features", None)
+    if isinstance(size, int):
+        return size
+    linears = [layer for layer in encoder.modules() if isinstance(layer, nn.Linear)]
+    if not linears:
+        raise EquipoiseError(
+            f"The size of the features of modality {modality!r} is unknown: {type(encoder).__name__} has no Linear layer, so "
+            "give it an attribute `out_features`."
+        )
+    return linears[-1].out_features

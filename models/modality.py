@@ -1,0 +1,75 @@
+"""What a column of a data set is, how it is decoded, and what stands for its absence."""
+
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from equipoise.models.errors import EquipoiseError
+
+Kind = Literal["array", "sequence", "image", "text"]
+
+
+class Modality(BaseModel):
+    """One modality of a data set.
+
+    - `array`: a numeric array of the fixed `shape`, decoded to float32 of that shape.
+    - `sequence`: `[T, *shape]` with T differing from row to row; decoded to float32 `[max_length, *shape]`, padded with
+      zeros or cut, beside its int64 length.
+    - `image`: encoded PNG or JPEG bytes; decoded to float32 of `shape` = (channels, height, width), scaled to [0, 1].
+    - `text`: a string; decoded through a vocabulary fitted on train rows to int64 `[max_length]`, 0 = padding, beside
+      its length.
+
+    `transform="standardize"` subtracts the mean and divides by the deviation of each entry of the last axis (of each
+    channel of an image), fitted on train rows only. The absent value is zeros (after the transform), an empty sequence
+    or an empty text.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    column: str = ""
+    kind: Kind = "array"
+    shape: tuple[int, ...] = ()
+    transform: Literal["none", "standardize"] = "none"
+    max_length: int | None = None
+    vocabulary: int = 8192
+
+    @model_validator(mode="after")
+    def _complete(self) -> "Modality":
+        if not self.name.isidentifier():
+            raise EquipoiseError(f"Modality name {self.name!r} must be a plain identifier, such as 'audio'.")
+        if not self.column:
+            object.__setattr__(self, "column", self.name)
+        if self.has_length and not self.max_length:
+            raise EquipoiseError(f"Modality {self.name!r} is a {self.kind}: give its max_length.")
+        if self.kind == "image" and len(self.shape) != 3:
+            raise EquipoiseError(
+                f"Modality {self.name!r} is an image: give its shape as (channels, height, width), not {self.shape}."
+            )
+        if self.kind == "array" and not self.shape:
+            raise EquipoiseError(f"Modality {self.name!r} is an array: give its shape.")
+        if self.kind == "text" and self.transform != "none":
+            raise EquipoiseError(f"Modality {self.name!r} is text: transform {self.transform!r} has no meaning for it.")
+        return self
+
+    @property
+    def has_length(self) -> bool:
+        """Whether decoding adds `<name>_length` beside the tensor."""
+        return self.kind in ("sequence", "text")
+
+    @property
+    def decoded_shape(self) -> tuple[int, ...]:
+        """Shape of one decoded row."""
+        if self.kind == "text":
+            return (int(self.max_length or 0),)
+        return (int(self.max_length or 0), *self.shape) if self.kind == "sequence" else self.shape
+
+    @property
+    def decoded_dtype(self) -> np.dtype:
+        return np.dtype(np.int64 if self.kind == "text" else np.float32)
+
+    def absent_value(self) -> NDArray[Any]:
+        """What a decoded row holds where this modality is absent: zeros of the decoded shape (its length is 0)."""
+        return np.zeros(self.decoded_shape, self.decoded_dtype)

@@ -1,0 +1,1 @@
+"""Pipelines: fit, evaluate, demo, and what else runs on Ray."""

@@ -1,0 +1,33 @@
+"""From a configuration and a manifest to a model and a task."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from equipoise import balancers
+from equipoise.datasets.manifest import Manifest
+from equipoise.models import ModelConfig, MultimodalModel, build_model
+from equipoise.pipelines.config import Config
+
+
+def assemble(config: Config, manifest: Manifest) -> MultimodalModel:
+    """The model of a run: seeded by the run's seed, with the balancer's first accepted kind of unimodal logits where the
+    model's own default is not among them.
+    """
+    accepts = balancers.get(config.balancer.name, **config.balancer.options).accepts
+    model = build_seeded(config.model, manifest, "auto", config.seed)
+    return model if model.unimodal in accepts else build_seeded(config.model, manifest, accepts[0], config.seed)
+
+
+def build_seeded(config: ModelConfig | Mapping[str, Any], manifest: Manifest, unimodal: Any, seed: int = 0) -> MultimodalModel:
+    """A model of a configuration, its parameters a function of the seed; leaves torch's global generator as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build_model(
+            config if isinstance(config, ModelConfig) else ModelConfig.model_validate(config),
+            manifest.modalities,
+            manifest.build_task().num_outputs,
+            unimodal=unimodal,
+            vocabulary_sizes=manifest.vocabulary_sizes(),
+        )

@@ -1,0 +1,184 @@
+"""The configuration of a run: typed, with one way in (a YAML file or a dict, plus `key=value` overrides)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from equipoise import balancers, valuation
+from equipoise.models import ModelConfig
+from equipoise.models.errors import EquipoiseError, unknown
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Method(Section):
+    """A method by name, with its options; in YAML also just the name."""
+
+    name: str
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class OptimizerConfig(Section):
+    name: Literal["adamw", "adam", "sgd"] = "adamw"
+    lr: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(1e-2, ge=0)
+    momentum: float = Field(0.9, ge=0, lt=1, description="sgd only")
+
+
+class ScheduleConfig(Section):
+    """The learning rate by share of the run's steps: constant or half a cosine down to zero, after a linear warm-up."""
+
+    kind: Literal["constant", "cosine"] = "constant"
+    warmup: float = Field(0.0, ge=0, lt=1, description="share of max_steps")
+
+
+class ValuationConfig(Section):
+    batch_size: int = Field(256, ge=1, description="rows a forward pass of a sweep; results do not depend on it")
+    final: bool = Field(True, description="one train sweep of the best checkpoint at the end")
+    lag: Literal[0] = Field(0, description="0: the plan of an epoch uses the weights the epoch starts with")
+
+
+class CheckpointConfig(Section):
+    every_steps: int | None = Field(None, ge=1, description="also in mid-epoch; None: at the end of every epoch only")
+    keep: int = Field(2, ge=1, description="how many of the newest stay, beside the best")
+
+
+class Config(Section):
+    """Everything that a run is made of. Unknown keys are errors; `equipoise fit` writes it whole to config.yaml."""
+
+    data: str = Field(description="folder of a prepared data set")
+    out: str = Field(description="run folder")
+    balancer: Method = Method(name="joint")
+    resampler: Method = Method(name="none")
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    workers: int = Field(1, ge=1, description="DDP workers")
+    actors: int = Field(1, ge=1, description="valuation actors")
+    batch_size: int = Field(64, ge=1, description="of the global batch, whatever the number of workers")
+    max_steps: int | None = Field(None, ge=1, description="optimiser steps; the run's budget")
+    max_epochs: int | None = Field(None, ge=1)
+    seed: int = Field(0, ge=0)
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    clip_norm: float | None = Field(None, gt=0)
+    precision: Literal["float32", "bfloat16"] = "float32"
+    valuation: ValuationConfig = ValuationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    max_failures: int = Field(3, ge=0, description="how often lost workers are started again")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _names(cls, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {
+                k: {"name": v} if k in ("balancer", "resampler") and isinstance(v, str) else v for k, v in value.items()
+            }
+        return value
+
+    @model_validator(mode="after")
+    def _budget(self) -> Config:
+        if self.max_steps is None and self.max_epochs is None:
+            raise EquipoiseError("Give the run a budget: max_steps=400 (optimiser steps) or max_epochs=20.")
+        if self.max_steps is None and (self.schedule.kind != "constant" or self.schedule.warmup):
+            raise EquipoiseError("A schedule is a share of the run's steps: give max_steps beside it.")
+        # Wrong methods and options are errors of the configuration, not of the first worker that meets them.
+        balancers.get(self.balancer.name, **self.balancer.options)
+        valuation.get_resampler(self.resampler.name, **self.resampler.options)
+        return self
+
+
+def load_config(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | Sequence[str] = ()) -> Config:
+    """A `Config` from a YAML file or a mapping, with overrides as {"balancer.options.alpha": 0.3} or ["key=value"].
+
+    Values of "key=value" are read as YAML. Naming another balancer or resampler drops the options of the former one.
+
+    Raises:
+        EquipoiseError: no such file, not a mapping, an unknown key (the nearest is named), a value out of bounds.
+    """
+    if isinstance(source, Mapping):
+        raw, where = dict(source), "the configuration"
+    else:
+        where = str(source)
+        try:
+            raw = yaml.safe_load(Path(source).read_text())
+        except FileNotFoundError:
+            raise EquipoiseError(f"No configuration at {where}: give a YAML file, such as examples/digits.yaml.") from None
+        except yaml.YAMLError as error:
+            raise EquipoiseError(f"{where} is not YAML: {error}") from None
+        if not isinstance(raw, dict):
+            raise EquipoiseError(f"{where} must hold `key: value` lines, such as `balancer: joint`.")
+    if not isinstance(overrides, Mapping):
+        overrides = pairs(overrides)
+    raw = {k: {"name": v} if k in ("balancer", "resampler") and isinstance(v, str) else v for k, v in raw.items()}
+    # Short keys first: `balancer=ogm balancer.options.alpha=0.1` means the same in either order.
+    for key, value in sorted(overrides.items(), key=lambda item: item[0].count(".")):
+        _set(raw, key, value)
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        raise _sentence(error, where) from None
+
+
+def differing_keys(a: Config, b: Config) -> list[str]:
+    """The dotted keys in which two configurations differ, with both values."""
+    left, right = _flat(a.model_dump()), _flat(b.model_dump())
+    return [
+        f"{key}: {left.get(key)!r} -> {right.get(key)!r}"
+        for key in sorted({*left, *right})
+        if left.get(key) != right.get(key)
+    ]
+
+
+def pairs(arguments: Sequence[str]) -> dict[str, Any]:
+    """{key: value} of "key=value" arguments, values read as YAML."""
+    return dict(map(_parse, arguments))
+
+
+def _parse(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise EquipoiseError(f"Overrides are written key=value, such as max_steps=400; found {text!r}.")
+    return key, yaml.safe_load(value)
+
+
+def _set(raw: dict[str, Any], key: str, value: Any) -> None:
+    *path, last = key.split(".")
+    if key in ("balancer", "resampler") and isinstance(value, str):
+        value = {"name": value}
+    at = raw
+    for part in path:
+        at[part] = dict(at[part]) if isinstance(at.get(part), Mapping) else {}
+        at = at[part]
+    at[last] = value
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in tree.items():
+        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {prefix + key: value}
+    return out
+
+
+def _sentence(error: ValidationError, where: str) -> EquipoiseError:
+    first = error.errors()[0]
+    if isinstance(cause := first.get("ctx", {}).get("error"), EquipoiseError):
+        return cause
+    path = [str(part) for part in first["loc"]]
+    key = ".".join(path)
+    if first["type"] == "extra_forbidden":
+        model: Any = Config
+        for part in path[:-1]:
+            model = model.model_fields[part].annotation
+        near = unknown("config key", path[-1], model.model_fields)
+        inside = f" under {'.'.join(path[:-1])!r}" if path[:-1] else ""
+        return EquipoiseError(f"{near}".replace(f"{path[-1]!r}:", f"{key!r} in {where}{inside}:", 1))
+    if first["type"] == "missing":
+        return EquipoiseError(f"{where} gives no {key!r}: add `{key}: ...` or pass {key}=... on the command line.")
+    return EquipoiseError(f"Config key {key!r} in {where}: {first['msg']}, found {first['input']!r}.")

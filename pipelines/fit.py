@@ -1,0 +1,170 @@
+"""The main job: train under Ray, value every sample, feed that to the next epoch."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from equipoise.datasets.manifest import Manifest
+from equipoise.models.errors import EquipoiseError
+from equipoise.pipelines.config import Config, differing_keys, load_config, pairs
+from equipoise.pipelines.files import write_json
+from equipoise.pipelines.progress import ProgressDisplay
+from equipoise.pipelines.ray_local import start_ray, threads_each
+from equipoise.pipelines.run import Run, write_config
+from equipoise.pipelines.sentences import refused, sentence_of
+from equipoise.pipelines.sweeps import run_sweep
+from equipoise.valuation.entries import check_batch_size
+
+
+def fit(config: str | Path | Mapping[str, Any], *arguments: str, verbose: bool = False, **overrides: Any) -> Run:
+    """Train a run to the end of its budget; the same call on an unfinished run folder goes on where it stopped.
+
+    Args:
+        config: a YAML file or a mapping; see `equipoise.pipelines.config.Config`.
+        arguments: overrides as "key=value"; `overrides`: the same as keywords (`balancer="ogm"`,
+            `**{"balancer.options.alpha": 0.3}`).
+        verbose: show Ray's own logs.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        EquipoiseError: what a person can mend, in a sentence: configuration, data, resources.
+    """
+    made = load_config(config, {**pairs(arguments), **overrides})
+    return fit_config(made, verbose=verbose)
+
+
+def fit_config(config: Config, verbose: bool = False) -> Run:
+    """`fit` for a configuration that has been read."""
+    config = config.model_copy(
+        update={"data": str(Path(config.data).resolve()), "out": str(Path(config.out).resolve())}
+    )
+    manifest = _preflight(config)
+    run = _claim(config)
+    start_ray(config.workers, config.actors, verbose)
+    import ray
+
+    from equipoise.pipelines.valuer import Valuer
+
+    device = _device(config)
+    threads = threads_each(config.workers, config.actors)
+    write_json(run.path / "environment.json", _environment(config, manifest, threads, device))
+    gpus = _actor_gpus(config, device)
+    actor = ray.remote(max_restarts=-1, max_task_retries=5, num_cpus=1, num_gpus=gpus)(Valuer)
+    valuers = [actor.remote(threads, "cuda" if gpus else "cpu") for _ in range(config.actors)]
+    try:
+        with ProgressDisplay(run.path / "progress.json", Console(stderr=True)):
+            _train(run, valuers, threads, device)
+            if config.valuation.final and "best" not in run.epochs("train"):
+                run_sweep(run.sweep("train", "best", run.best_checkpoint() / "model.pt"), valuers)
+    finally:
+        for valuer in valuers:
+            ray.kill(valuer)
+    return run
+
+
+def _train(run: Run, valuers: Sequence[Any], threads: int, device: str) -> None:
+    import ray.train
+    from ray.train.torch import TorchTrainer
+
+    from equipoise.pipelines.train_loop import train_worker
+
+    (run.path / "error.json").unlink(missing_ok=True)
+    attempts = run.path / "ray"
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={
+            "config": run.config.model_dump(mode="json"),
+            "run": str(run.path),
+            "valuers": list(valuers),
+            "threads": threads,
+        },
+        scaling_config=ray.train.ScalingConfig(num_workers=run.config.workers, use_gpu=device == "cuda"),
+        run_config=ray.train.RunConfig(
+            # A new name an attempt: our own checkpoints say where to go on, not Ray's record of a run.
+            name=f"attempt-{len(list(attempts.glob('attempt-*'))):03d}",
+            storage_path=str(attempts),
+            failure_config=ray.train.FailureConfig(max_failures=run.config.max_failures),
+        ),
+    )
+    try:
+        trainer.fit()
+    except Exception as error:
+        if (sentence := sentence_of(error)) is not None:
+            raise sentence from error
+        if (text := refused(run.path)) is None:
+            raise
+        raise EquipoiseError(text) from error
+    if (text := refused(run.path)) is not None:
+        raise EquipoiseError(text)
+
+
+def _preflight(config: Config) -> Manifest:
+    """What can be known before anything starts."""
+    manifest = Manifest.load(Path(config.data))
+    check_batch_size(config.batch_size, manifest.splits["train"].rows, config.workers)
+    return manifest
+
+
+def _claim(config: Config) -> Run:
+    """The run folder: new, or that of an unfinished run of the same configuration."""
+    path = Path(config.out)
+    if (path / "config.yaml").exists():
+        former = load_config(path / "config.yaml")
+        differing = [line for line in differing_keys(former, config) if not line.startswith("out:")]
+        if differing:
+            raise EquipoiseError(
+                f"{path} holds a run of another configuration ({'; '.join(differing)}): choose another out=..., or delete "
+                "the folder."
+            )
+    elif path.exists() and any(path.iterdir()):
+        raise EquipoiseError(f"{path} is not empty and holds no run: choose another out=..., or empty it.")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        write_config(path / "config.yaml", config)
+    except OSError as error:
+        raise EquipoiseError(f"Cannot write the run folder {path}: {error.strerror}. Choose another out=...") from None
+    return Run(path, config)
+
+
+def _device(config: Config) -> str:
+    import ray
+    import torch
+
+    if config.device == "cuda" and not ray.cluster_resources().get("GPU"):
+        raise EquipoiseError("device=cuda, but Ray sees no GPU: use device=cpu, or start Ray on a machine with one.")
+    if config.device == "auto":
+        return "cuda" if ray.cluster_resources().get("GPU", 0) >= config.workers and torch.cuda.is_available() else "cpu"
+    return config.device
+
+
+def _actor_gpus(config: Config, device: str) -> float:
+    """The share of a GPU an actor gets: what the workers leave, or nothing (it then values on the CPU)."""
+    import ray
+
+    free = ray.cluster_resources().get("GPU", 0) - config.workers
+    return free / config.actors if device == "cuda" and free > 0 else 0.0
+
+
+def _environment(config: Config, manifest: Manifest, threads: int, device: str) -> dict[str, Any]:
+    packages = ("equipoise", "torch", "ray", "numpy", "pyarrow", "torchmetrics")
+    return {
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "device": device,
+        "workers": config.workers,
+        "actors": config.actors,
+        "manifest_hash": manifest.hash,
+        "packages": {name: importlib.metadata.version(name) for name in packages},
+    }

@@ -1,0 +1,41 @@
+"""Carrying a sentence meant for the user out of a worker, past Ray's layers of tracebacks."""
+
+import json
+import os
+from pathlib import Path
+
+from equipoise.models.errors import EquipoiseError
+
+
+def sentence_of(error: BaseException | None) -> EquipoiseError | None:
+    """The `EquipoiseError` at the root of an exception, if there is one."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, EquipoiseError):
+            # Ray's copies are of a class that also derives from RayTaskError and prints the remote traceback.
+            return EquipoiseError(*error.args) if type(error) is EquipoiseError else EquipoiseError(_last_line(error))
+        error = getattr(error, "cause", None) or error.__cause__ or error.__context__
+    return None
+
+
+def _last_line(error: BaseException) -> str:
+    cause = getattr(error, "cause", None)
+    return str(cause) if isinstance(cause, EquipoiseError) else str(error).strip().splitlines()[-1].partition(": ")[2]
+
+
+def write_sentence(run: Path, error: BaseException) -> None:
+    """Leave the sentence for the driver in the run folder, where the error has one. The first worker's stays."""
+    sentence = sentence_of(error)
+    if sentence is not None:
+        try:
+            with os.fdopen(os.open(run / "error.json", os.O_CREAT | os.O_EXCL | os.O_WRONLY), "w") as file:
+                json.dump(str(sentence), file)
+        except FileExistsError:
+            pass
+
+
+def refused(run: Path) -> str | None:
+    """The sentence that a worker left, if one did."""
+    path = run / "error.json"
+    return json.loads(path.read_text()) if path.exists() else None

@@ -1,0 +1,149 @@
+"""A sweep over a split: chunks handed to valuers until none is missing, and what follows from their files."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from equipoise.datasets.manifest import Manifest
+from equipoise.datasets.opening import open_parquet
+from equipoise.models.errors import EquipoiseError
+from equipoise.pipelines.valuer import Sweep, Valuer, tally_path
+from equipoise.valuation.coalitions import coalition_name, members
+from equipoise.valuation.store import iter_chunks, missing_chunks
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """What a sweep of a split says of it.
+
+    `matrix` {coalition id: {"rows", "loss", and the task's metrics}}; `contributions` {modality: mean over the samples
+    that have it}.
+    """
+
+    matrix: dict[int, dict[str, float]]
+    contributions: dict[str, float]
+
+
+def run_sweep(
+    sweep: Sweep, valuers: Sequence[Any] | None = None, on_chunk: Callable[[int, int, int], None] | None = None
+) -> SweepResult:
+    """Value every chunk that has no valid file yet: a first run, a retry and a resume are this one path.
+
+    Args:
+        sweep: what to value.
+        valuers: Ray actor handles of `Valuer`; None values in this process.
+        on_chunk: called with (rows done, rows in all, chunks left).
+
+    Raises:
+        EquipoiseError: what a valuer found wrong with data or weights; a chunk that keeps killing its actor.
+    """
+    manifest = Manifest.load(Path(sweep.data))
+    indices = _indices(sweep, manifest)
+    folder = Path(sweep.folder)
+    pending = missing_chunks(folder, indices, sweep.info, opener=open_parquet)
+    total = sum(len(manifest.chunk_ids(sweep.split, c)) for c in indices)
+    done = total - sum(len(manifest.chunk_ids(sweep.split, c)) for c in pending)
+
+    def finished(report: dict[str, float], left: int) -> None:
+        nonlocal done
+        done += int(report["rows"])
+        if on_chunk:
+            on_chunk(done, total, left)
+
+    if on_chunk:
+        on_chunk(done, total, len(pending))
+    if valuers is None:
+        valuer = Valuer()
+        for n, chunk in enumerate(pending, start=1):
+            finished(valuer.value(sweep, chunk), len(pending) - n)
+    else:
+        _hand_out(sweep, pending, valuers, finished)
+    left = missing_chunks(folder, indices, sweep.info, opener=open_parquet)
+    if left:
+        raise EquipoiseError(f"{len(left)} of {len(indices)} chunks of {sweep.split} have no values in {folder}: chunk {left[0]} first.")
+    result = SweepResult(_matrix(folder, indices, manifest), _contributions(folder, sweep))
+    part = folder / f"matrix.{os.getpid()}.part"
+    part.write_text(json.dumps({"matrix": result.matrix, "contributions": result.contributions}, indent=1))
+    os.replace(part, folder / "matrix.json")
+    return result
+
+
+def read_result(folder: Path) -> SweepResult:
+    """The result of a finished sweep, from its folder."""
+    found = json.loads((folder / "matrix.json").read_text())
+    return SweepResult({int(c): row for c, row in found["matrix"].items()}, found["contributions"])
+
+
+def _indices(sweep: Sweep, manifest: Manifest) -> list[int]:
+    if sweep.ids is None:
+        return list(range(manifest.num_chunks(sweep.split)))
+    ids = np.load(sweep.ids, mmap_mode="r", allow_pickle=False)
+    return np.unique(np.asarray(ids) // manifest.chunk_rows).tolist()
+
+
+def _hand_out(sweep: Sweep, pending: list[int], valuers: Sequence[Any], finished: Callable[[dict[str, float], int], None]) -> None:
+    """Each idle valuer takes the next chunk. Ray restarts a dead one and repeats its chunk, which writes the same file."""
+    import ray
+    from ray.exceptions import RayActorError
+
+    waiting, idle, busy = list(reversed(pending)), list(valuers), {}
+    while waiting or busy:
+        while waiting and idle:
+            valuer, chunk = idle.pop(), waiting.pop()
+            busy[valuer.value.remote(sweep, chunk)] = (valuer, chunk)
+        [ref], _ = ray.wait(list(busy), num_returns=1)
+        valuer, chunk = busy.pop(ref)
+        try:
+            finished(ray.get(ref), len(waiting) + len(busy))
+        except RayActorError as error:
+            raise EquipoiseError(
+                f"Chunk {chunk} of {sweep.split} could not be valued: its actor died again and again ({error}). Look for "
+                "memory: valuation.batch_size is how many rows it takes at once."
+            ) from error
+        idle.append(valuer)
+
+
+def _matrix(folder: Path, indices: Sequence[int], manifest: Manifest) -> dict[int, dict[str, float]]:
+    task = manifest.build_task()
+    count = 2 ** len(manifest.modalities) - 1
+    rows, loss = np.zeros(count, np.int64), np.zeros(count)
+    metrics = [task.metrics() for _ in range(count)]
+    for chunk in indices:
+        states = torch.load(tally_path(folder, chunk), map_location="cpu", weights_only=True)
+        for c, cell in enumerate(states):
+            rows[c] += cell["rows"]
+            loss[c] += cell["loss"]
+            if cell["rows"]:
+                for name, state in cell["metrics"].items():
+                    metrics[c][name].merge_state(state)
+    out = {}
+    for c in range(count):
+        row = {"rows": float(rows[c]), "loss": float(loss[c] / max(rows[c], 1))}
+        if rows[c]:
+            row |= {name: float(value) for name, value in metrics[c].compute().items()}
+        out[c + 1] = row
+    return out
+
+
+def _contributions(folder: Path, sweep: Sweep) -> dict[str, float]:
+    sums = np.zeros(len(sweep.info.modalities))
+    counts = np.zeros(len(sweep.info.modalities))
+    for values in iter_chunks(folder, sweep.info, opener=open_parquet):
+        sums += np.nansum(values.contributions, axis=0)
+        counts += values.present.sum(axis=0)
+    return dict(zip(sweep.info.modalities, (sums / np.maximum(counts, 1)).tolist(), strict=True))
+
+
+def matrix_rows(result: SweepResult, modalities: Sequence[str]) -> list[dict[str, Any]]:
+    """The missing-modality matrix as rows: full set first, then by size, then in order."""
+    sizes = members(len(modalities)).sum(axis=1)
+    order = sorted(result.matrix, key=lambda c: (-sizes[c - 1], c))
+    return [{"coalition": coalition_name(c, modalities), "modalities": int(sizes[c - 1]), **result.matrix[c]} for c in order]

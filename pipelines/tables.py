@@ -1,0 +1,25 @@
+"""Tables for the terminal."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich.table import Table
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
+    """A plain table: the first column to the left, numbers to the right, floats with three digits."""
+    out = Table(title=title, title_justify="left", title_style="bold")
+    for i, column in enumerate(columns):
+        out.add_column(column, justify="left" if i == 0 else "right")
+    for row in rows:
+        out.add_row(*(f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row))
+    return out
+
+
+def matrix_table(rows: Sequence[dict[str, Any]], title: str) -> Table:
+    """The missing-modality matrix: a row a coalition."""
+    names = [name for name in rows[0] if name not in ("coalition", "modalities")]
+    cells = (
+        [row["coalition"], *(int(row[n]) if n == "rows" else row.get(n, "-") for n in names)] for row in rows
+    )
+    return table(title, ["modalities present", *names], cells)

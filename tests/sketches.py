@@ -1,0 +1,192 @@
+"""Six methods sketched against the balancer contract before it was frozen: does it hold what they need?
+
+Modality dropout is real by now (`balancers/modality_dropout.py`); these five are sketches, short of options and of what
+their papers need beyond the contract, and registered nowhere. The world-size test runs them, since they use every hook
+and both roads.
+"""
+
+from itertools import combinations
+
+import torch
+from torch.nn import functional as F  # noqa: N812
+
+from equipoise.balancers import Balancer
+
+
+class GMDSketch(Balancer):
+    """GMD: one objective an availability subset, conflict removal through the Gram matrix of the shared parameters."""
+
+    separate = True
+    subsets = staticmethod(lambda names: [s for k in range(len(names), 0, -1) for s in combinations(names, k)])
+
+    def rows(self, batch, ctx):
+        bit = {m: batch["present"][:, i] for i, m in enumerate(ctx.modalities)}
+        return {"+".join(s): torch.stack([bit[m] for m in s]).all(dim=0) for s in self.subsets(ctx.modalities)}
+
+    def objectives(self, ctx):
+        named = {"+".join(s): s for s in self.subsets(ctx.modalities)}
+        return {
+            n: ctx.mean(ctx.task.losses(ctx.fuse(s), ctx.target), n) for n, s in named.items() if ctx.counts[n]
+        }
+
+    def combine(self, gradients, ctx):
+        gram, k = gradients.gram(), len(gradients.names)
+        c = torch.eye(k, dtype=torch.float64)
+        for i in range(k):
+            for j in torch.randperm(k, generator=ctx.generator(f"gmd{i}")).tolist():
+                d = c[i] @ gram[:, j]
+                if j != i and d < 0:
+                    c[i, j] -= d / gram[j, j]
+        return c.mean(dim=0).to(gradients.flat.dtype) @ gradients.flat
+
+
+class AGMSketch(Balancer):
+    """AGM: Shapley-style logits of each modality, their gradients scaled by running means of global statistics."""
+
+    weights_from_statistics = True
+
+    def __init__(self, alpha=0.5):
+        super().__init__()
+        self.alpha, self.mean, self.steps = alpha, {}, 0
+
+    def parts(self, ctx):
+        # z^m = 1/2 (z(all) - z(all without m) + z(m)); rows that lack m do not count.
+        return {
+            m: (ctx.outputs.logits - ctx.fuse(set(ctx.modalities) - {m}) + ctx.fuse([m])) / 2 for m in ctx.modalities
+        }
+
+    def statistics(self, ctx):
+        return {m: (ctx.task.losses(z, ctx.target) * ctx.has(m)).sum() for m, z in self.parts(ctx).items()}
+
+    def objectives(self, ctx):
+        s = {m: float(v) / max(ctx.counts[m], 1) for m, v in ctx.statistics.items()}
+        level = sum(s.values()) / len(s)
+        running = {m: (self.mean.get(m, 0.0) * self.steps + v) / (self.steps + 1) for m, v in s.items()}
+        mean = sum(running.values()) / len(s)
+        self.next = (running, self.steps + 1)
+        z = 0
+        for m, part in self.parts(ctx).items():
+            ratio = torch.tensor(2 * (level - s[m])).exp().item()
+            k = torch.tensor(self.alpha * min(torch.tensor(2 * (mean - running[m])).exp().item() - ratio, 10)).exp().item()
+            z = z + part.detach() + k * (part - part.detach())  # the value of the part, k times its gradient
+        return {"fused": ctx.mean(ctx.task.losses(z, ctx.target))}
+
+    def modulate(self, gradients, ctx):
+        self.mean, self.steps = self.next  # once a step, however many micro-batches
+
+    def state_dict(self):
+        return {"mean": dict(self.mean), "steps": self.steps}
+
+    def load_state_dict(self, state):
+        self.mean, self.steps = dict(state["mean"]), state["steps"]
+
+
+class MMParetoSketch(Balancer):
+    """MMPareto: per encoder, the fused and its unimodal gradient; min-norm point in conflict; rescale a tensor."""
+
+    separate = True
+    accepts = ("split", "heads")
+
+    def objectives(self, ctx):
+        losses = {"fused": ctx.mean(ctx.task.losses(ctx.outputs.logits, ctx.target))}
+        return losses | {
+            m: ctx.mean(ctx.task.losses(ctx.unimodal_logits(m), ctx.target), m) for m in ctx.modalities if ctx.counts[m]
+        }
+
+    def combine(self, gradients, ctx):
+        out = gradients.flat.sum(dim=0)
+        for m in set(gradients.names) & set(ctx.modalities):
+            row = gradients.names.index(m)
+            span = gradients.layout.owners[m]
+            multi, uni = gradients.flat[0], gradients.flat[row]
+            a, b = multi[span].double(), uni[span].double()
+            if a @ b >= 0:
+                continue  # one half each, twice: the plain sum
+            share = float(((b - a) @ b / (a - b).square().sum()).clamp(0, 1))
+            for part in gradients.layout.tensors:
+                if span.start <= part.start < span.stop:
+                    h = 2 * share * multi[part] + 2 * (1 - share) * uni[part]
+                    plain = multi[part] + uni[part]
+                    out[part] = 1.5 * h * max(1.0, float(plain.norm() / h.norm().clamp(min=1e-12)))
+        return out
+
+
+class BalGradSketch(Balancer):
+    """BalGrad: fused, unimodal and mutual KL losses; KL reweighted by loss shares; one-sided projection."""
+
+    separate = True
+    accepts = ("heads", "split")
+
+    def statistics(self, ctx):
+        return {m: (ctx.task.losses(ctx.unimodal_logits(m), ctx.target) * ctx.has(m)).sum() for m in ctx.modalities}
+
+    def objectives(self, ctx):
+        mean = ctx.mean
+        level = {m: float(ctx.statistics[m]) / max(ctx.counts[m], 1) for m in ctx.modalities if ctx.counts[m]}
+        total, kl, uni = sum(level.values()), 0, 0
+        log_p = {m: F.log_softmax(ctx.unimodal_logits(m), dim=1) for m in level}
+        for m in level:
+            others = [log_p[o].exp().detach() for o in level if o != m]
+            uni = uni + mean(ctx.task.losses(ctx.unimodal_logits(m), ctx.target), m)
+            if others:
+                target = torch.stack(others).mean(dim=0)
+                kl = kl + level[m] / total * mean(F.kl_div(log_p[m], target, reduction="none").sum(dim=1), m)
+        return {"fused": mean(ctx.task.losses(ctx.outputs.logits, ctx.target)), "unimodal": uni, "kl": kl}
+
+    weights_from_statistics = True
+
+    def combine(self, gradients, ctx):
+        reached = [*ctx.modalities, "shared"]  # in this sketch with the heads, on which the fused gradient is zero
+        fused, uni, kl = gradients.flat
+        d = gradients.gram(reached)[0, 2]
+        if d < 0:
+            for owner in reached:
+                span = gradients.layout.owners[owner]
+                fused[span] -= (d / gradients.gram(reached)[2, 2]).to(kl.dtype) * kl[span]
+        return fused + uni + kl
+
+
+class MSESSketch(Balancer):
+    """MSES: a modality stops learning once its own validation loss has not improved for `patience` epochs."""
+
+    def __init__(self, patience=1):
+        super().__init__()
+        self.patience, self.best, self.stale = patience, {}, {}
+
+    def objectives(self, ctx):
+        return {"fused": ctx.mean(ctx.task.losses(ctx.outputs.logits, ctx.target))}
+
+    def on_epoch(self, validation, contributions):
+        for i, m in enumerate(self.modalities):
+            loss = validation[1 << i]["loss"]
+            better = loss < self.best.get(m, float("inf"))
+            self.stale[m] = 0 if better else self.stale.get(m, 0) + 1
+            self.best[m] = min(loss, self.best.get(m, loss))
+
+    def modulate(self, gradients, ctx):
+        self.modalities = ctx.modalities
+        for m in ctx.modalities:
+            if self.stale.get(m, 0) > self.patience:
+                for g in gradients[m]:
+                    g.zero_()
+
+    def state_dict(self):
+        return {"best": dict(self.best), "stale": dict(self.stale)}
+
+
+class SeparateSummed(Balancer):
+    """Fused and unimodal losses kept apart and added: must give what `summed` gives on the DDP road."""
+
+    separate = True
+    accepts = ("split", "heads")
+    objectives = MMParetoSketch.objectives
+
+
+SKETCHES = {
+    "gmd": GMDSketch,
+    "agm": AGMSketch,
+    "mmpareto": MMParetoSketch,
+    "balgrad": BalGradSketch,
+    "mses": MSESSketch,
+    "separate_summed": SeparateSummed,
+}
