@@ -1,6 +1,7 @@
 """Rows on their way from the order of a source to a seeded random order, through files."""
 
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +46,7 @@ class Buckets:
             self._path(b).unlink()
             table = table.sort_by([("hash", "ascending"), ("source_id", "ascending")])
             ids = table["source_id"].to_pylist()
-            for first, second in zip(ids, ids[1:], strict=False):
+            for first, second in pairwise(ids):
                 if first == second:
                     raise EquipoiseError(
                         f"Two rows have the id {first!r}: a row's id must be its own. Drop the duplicate, or name another "

@@ -20,7 +20,7 @@ _EIGHT_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 _ROW_AXES = {"array": 0, "sequence": 1}  # axes of a value before `shape`
 
 
-class BadValue(ValueError):
+class BadValueError(ValueError):
     """A value that a modality cannot hold. The message is a clause that follows "modality 'm' of row 'r' "."""
 
 
@@ -29,15 +29,15 @@ def encode(modality: Modality, value: Any) -> bytes | str:
 
     array, sequence: raw float32, little-endian, C order; an array may also come flat (in C order) with the right number
     of entries, as Parquet's lists do. image: PNG or JPEG bytes, unchanged. text: the string, unchanged.
-    Raises `BadValue`.
+    Raises `BadValueError`.
     """
     if modality.kind == "text":
         if not isinstance(value, str):
-            raise BadValue(f"is text, but the value is of type {type(value).__name__}: give a string")
+            raise BadValueError(f"is text, but the value is of type {type(value).__name__}: give a string")
         return value
     if modality.kind == "image":
         if not isinstance(value, bytes | bytearray | memoryview):
-            raise BadValue(
+            raise BadValueError(
                 f"is an image, but the value is of type {type(value).__name__}: give the bytes of a PNG or JPEG"
             )
         _pixels(modality, bytes(value))
@@ -49,23 +49,29 @@ def _numbers(modality: Modality, value: Any) -> NDArray[np.float32]:
     try:
         found = np.asarray(value)
     except ValueError as error:  # numpy's word for nested lists of different lengths
-        raise BadValue(f"has lists of different lengths inside: expected shape {_expected(modality)}") from error
+        raise BadValueError(f"has lists of different lengths inside: expected shape {_expected(modality)}") from error
     if found.dtype.kind not in "biuf":
-        what = "lists of different lengths" if isinstance(value, list | np.ndarray) else f"a {type(value).__name__}"
-        raise BadValue(f"holds {what} where numbers belong (dtype {found.dtype}): expected shape {_expected(modality)}")
+        what = (
+            f"a {type(value).__name__}"
+            if found.ndim == 0
+            else "something else than numbers, or lists of different lengths,"
+        )
+        raise BadValueError(
+            f"holds {what} where numbers belong (dtype {found.dtype}): expected shape {_expected(modality)}"
+        )
     if modality.kind == "array" and found.ndim == 1 and found.size == int(np.prod(modality.shape)):
         found = found.reshape(modality.shape)
     lead = _ROW_AXES[modality.kind]
     if found.ndim != lead + len(modality.shape) or found.shape[lead:] != modality.shape:
-        raise BadValue(f"has shape {found.shape}: expected {_expected(modality)}")
+        raise BadValueError(f"has shape {found.shape}: expected {_expected(modality)}")
     if not found.size:
-        raise BadValue("is empty: leave it null where it is absent")
+        raise BadValueError("is empty: leave it null where it is absent")
     with np.errstate(over="ignore"):
         out = found.astype("<f4")
     bad = ~np.isfinite(out)
     if bad.any():
         place = tuple(int(i) for i in np.argwhere(bad)[0])
-        raise BadValue(
+        raise BadValueError(
             f"holds {found[place]} at {list(place)}, which is not a finite float32: mend it, or leave the whole value null "
             "where the modality is absent"
         )
@@ -80,22 +86,22 @@ def _pixels(modality: Modality, data: bytes) -> NDArray[np.float32]:
     """Float32 of the modality's shape in [0, 1]."""
     channels, height, width = modality.shape
     if channels not in _MODES:
-        raise BadValue(f"is an image of {channels} channels: 1 (grey), 3 (RGB) and 4 (RGBA) are supported")
+        raise BadValueError(f"is an image of {channels} channels: 1 (grey), 3 (RGB) and 4 (RGBA) are supported")
     try:
         with Image.open(BytesIO(data), formats=("PNG", "JPEG")) as image:
             # The header is judged before any pixel is unpacked, so a small file cannot fill the memory.
             if image.size != (width, height):
-                raise BadValue(
+                raise BadValueError(
                     f"is {image.width} x {image.height} pixels: expected {width} x {height} (width x height)"
                 )
             if image.mode not in _EIGHT_BIT:
-                raise BadValue(f"has pixels of mode {image.mode!r}: give 8 bits a channel")
+                raise BadValueError(f"has pixels of mode {image.mode!r}: give 8 bits a channel")
             pixels = np.asarray(image.convert(_MODES[channels]))
-    except BadValue:
+    except BadValueError:
         raise
     except Exception as error:  # Pillow raises a different kind for each way in which a file can be damaged
-        raise BadValue(f"does not decode as a PNG or JPEG ({error})") from error
-    return pixels.reshape(height, width, channels).transpose(2, 0, 1) / np.float32(255)
+        raise BadValueError(f"does not decode as a PNG or JPEG ({error})") from error
+    return pixels.reshape(height, width, channels).transpose(2, 0, 1).astype(np.float32) / np.float32(255)
 
 
 class Decoder:
@@ -118,7 +124,7 @@ class Decoder:
 
             self.tokenizer = Tokenizer.from_str(fitted["tokenizer"])
 
-    def __call__(self, values: pa.Array) -> tuple[NDArray, NDArray[np.int64] | None]:
+    def __call__(self, values: pa.Array) -> tuple[NDArray[Any], NDArray[np.int64] | None]:
         """Decode n stored values, none of them null: ([n, *decoded_shape], lengths int64[n] or None).
 
         Raises `EquipoiseError` for stored bytes that are not what the manifest says.
@@ -134,7 +140,7 @@ class Decoder:
             out[i, : len(row)] = row
         return out, lengths
 
-    def rows(self, values: pa.Array) -> list[NDArray]:
+    def rows(self, values: pa.Array) -> list[NDArray[Any]]:
         """Each value decoded and cut to `max_length`, but not padded."""
         m = self.modality
         if m.kind == "text":
@@ -152,7 +158,7 @@ class Decoder:
         if m.kind == "image":
             try:
                 return _pixels(m, data)
-            except BadValue as error:
+            except BadValueError as error:
                 raise EquipoiseError(f"A stored image of modality {m.name!r} {error}: the shard is damaged.") from error
         size = 4 * int(np.prod(m.shape))
         if len(data) % size or (m.kind == "array" and len(data) != size):

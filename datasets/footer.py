@@ -1,35 +1,42 @@
-"""What a Parquet footer says of its Arrow types, read as plain bytes.
+"""What a Parquet footer says of extension types, judged as plain bytes.
 
 Every door of pyarrow (`read_metadata` too) builds the file's Arrow types, and a registered extension type then runs its
-own code on bytes of the file: seen with Ray's types in a process that imported ray.data. So a file is judged here,
-without Arrow: the footer is a Thrift struct in the compact protocol, its entry `ARROW:schema` is a base64 Arrow IPC
-message, and that message is a flatbuffer.
+own code on bytes of the file: seen with Ray's types in a process that imported ray.data. So a file is judged here without
+Arrow. Nor is the footer parsed for it: a parser that differs from Arrow's in the smallest point (its Thrift ignores the
+element type of a list, say) can be led past what Arrow then reads. The types can only come from a base64 text in the
+footer whose decoded bytes hold the key `ARROW:extension:name`, so that text is searched for, at each of the three ways in
+which base64 can cut it.
 """
 
 import base64
-import binascii
 import re
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 _TAIL = 8  # the footer's length, int32, and the magic word
-_KEY_VALUES = 5  # FileMetaData.key_value_metadata: list of (1: key, 2: value)
-_MARK = b"ARROW:extension"
+_KEY = b"ARROW:extension"
+# Of the base64 text only the characters that the key alone decides.
+_MARKS = tuple(
+    base64.b64encode(b"\0" * shift + _KEY)[-(-shift * 4 // 3) : (shift + len(_KEY)) * 4 // 3] for shift in range(3)
+)
 
 
 class FooterError(ValueError):
-    """Not a Parquet file, or one with a footer that cannot be judged. The message is a clause, without the file."""
+    """Not a Parquet file, or one whose footer cannot be judged. The message is a clause, without the file."""
 
 
 def extension_columns(file: BinaryIO) -> dict[str, str]:
     """The columns of an Arrow extension type, nested ones too: {top-level column: name of the type}.
 
-    A marked footer whose columns cannot be told gives {"?": "?"}. Raises `FooterError`.
+    {} means that there are none; where there are some that cannot be told, {"?": "?"}. Raises `FooterError`.
     """
+    footer = _footer(file)
+    if not any(mark in footer for mark in _MARKS):
+        return {}
     columns: dict[str, str] = {}
-    for message in _schema_messages(_footer(file)):
-        if _MARK in message:
-            columns |= _marked_fields(message) or {"?": "?"}
-    return columns
+    # An Arrow schema message starts with four bytes of ones. This is for the sentence only: it need not find them all.
+    for text in re.findall(rb"/////[A-Za-z0-9+/]*", footer):
+        columns |= _marked_fields(base64.b64decode(text[: len(text) // 4 * 4]))
+    return columns or {"?": "?"}
 
 
 def _footer(file: BinaryIO) -> bytes:
@@ -45,78 +52,6 @@ def _footer(file: BinaryIO) -> bytes:
         raise FooterError("is not a Parquet file, or it was cut short: it does not end in a Parquet footer")
     file.seek(size - _TAIL - length)
     return file.read(length)
-
-
-def _schema_messages(footer: bytes) -> list[bytes]:
-    """The decoded values of every key `ARROW:schema` (Arrow reads one of them, so all are judged)."""
-    try:
-        fields = _Compact(footer).struct()
-    except (IndexError, RecursionError) as error:
-        raise FooterError("has a damaged Parquet footer") from error
-    pairs = [dict(p) for i, v in fields if i == _KEY_VALUES and isinstance(v, list) for p in v if isinstance(p, list)]
-    try:
-        return [base64.b64decode(p.get(2) or b"", validate=True) for p in pairs if p.get(1) == b"ARROW:schema"]
-    except (binascii.Error, TypeError) as error:
-        raise FooterError("has a damaged Arrow schema in its footer") from error
-
-
-class _Compact:
-    """Just enough of Thrift's compact protocol to walk a footer. A struct becomes a list of (field id, value)."""
-
-    def __init__(self, data: bytes) -> None:
-        self.data = data
-        self.at = 0
-
-    def byte(self) -> int:
-        self.at += 1
-        return self.data[self.at - 1]
-
-    def varint(self) -> int:
-        value = shift = 0
-        while True:
-            byte = self.byte()
-            value |= (byte & 0x7F) << shift
-            if byte < 0x80:
-                return value
-            shift += 7
-
-    def struct(self) -> list[tuple[int, Any]]:
-        fields: list[tuple[int, Any]] = []
-        field = 0
-        while header := self.byte():
-            if header >> 4:
-                field += header >> 4
-            else:
-                zigzag = self.varint()
-                field = (zigzag >> 1) ^ -(zigzag & 1)
-            # A boolean field carries its value in the header; a boolean in a list takes a byte.
-            fields.append((field, None if header & 15 in (1, 2) else self.value(header & 15)))
-        return fields
-
-    def value(self, kind: int) -> Any:
-        if self.at > len(self.data):
-            raise IndexError
-        if kind in (1, 2, 3):
-            self.at += 1
-        elif kind in (4, 5, 6):
-            return self.varint()
-        elif kind == 7:
-            self.at += 8
-        elif kind == 8:
-            length = self.varint()
-            self.at += length
-            if self.at > len(self.data):
-                raise IndexError
-            return self.data[self.at - length : self.at]
-        elif kind in (9, 10):
-            header = self.byte()
-            length = self.varint() if header >> 4 == 15 else header >> 4
-            return [self.value(header & 15) for _ in range(length)]
-        elif kind == 12:
-            return self.struct()
-        else:
-            raise FooterError(f"has a Parquet footer with an unknown part (Thrift type {kind})")
-        return None
 
 
 def _marked_fields(message: bytes) -> dict[str, str]:
@@ -141,14 +76,18 @@ def _marked_fields(message: bytes) -> dict[str, str]:
         return data[at + 4 : at + 4 + number(at)].decode() if at else ""
 
     def extension(field: int) -> str:
+        if field in seen:  # a hostile message may refer to itself
+            return ""
+        seen.add(field)
         pairs = {text(slot(p, 0)): text(slot(p, 1)) for p in items(slot(field, 6))}
         nested = (extension(child) for child in items(slot(field, 5)))
         return pairs.get("ARROW:extension:name", "") or next(filter(None, nested), "")
 
-    data = re.sub(rb"^\xff{4}", b"", message)[4:]  # the continuation mark, then the message's length
+    seen: set[int] = set()
+    data = message[8:]  # after the continuation mark and the message's length
     try:
         schema = slot(number(0), 2)
         found = {text(slot(field, 0)): extension(field) for field in items(slot(schema, 1))}
-    except (IndexError, RecursionError, UnicodeDecodeError):
+    except (IndexError, RecursionError, UnicodeDecodeError):  # not laid out as expected
         return {}
     return {column: name for column, name in found.items() if name}

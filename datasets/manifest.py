@@ -16,12 +16,13 @@ from equipoise.models.modality import Modality
 if TYPE_CHECKING:
     from equipoise.models.task import Task
 
-FORMAT_VERSION = 1
+FORMAT_VERSION: Literal[1] = 1
 FILE = "manifest.json"
 SPLITS = ("train", "validation", "test")
 MAX_MODALITIES = 16  # the bits of the `present` column
 
-_RESERVED = frozenset({"sample_id", "source_id", "group", "present", "target", "copy"})
+# Columns of a batch, of a shard, or of a bucket.
+_RESERVED = frozenset({"sample_id", "source_id", "group", "present", "target", "copy", "hash", "split", "label"})
 _Count = Annotated[int, Field(ge=1)]
 
 
@@ -40,7 +41,7 @@ class TaskSpec(_Record):
 class Shard(_Record):
     """A Parquet file of `rows` rows; `sha256` of its bytes."""
 
-    file: str = Field(pattern=r"^[a-z]+-\d{5}\.parquet$")
+    file: str = Field(pattern=r"^[a-z]+-\d{5,}\.parquet$")
     rows: _Count
     sha256: str
 
@@ -67,7 +68,7 @@ class Manifest(_Record):
     JSON of everything else, so it pins the shards' bytes as well.
     """
 
-    format_version: Literal[1] = FORMAT_VERSION
+    format_version: Literal[1] = 1
     name: str
     task: TaskSpec
     modalities: tuple[Modality, ...]
@@ -168,7 +169,7 @@ class Manifest(_Record):
         first = chunk * self.chunk_rows
         return range(first, min(first + self.chunk_rows, self.splits[split].rows))
 
-    def schema(self) -> pa.Schema:
+    def schema(self) -> pa.Schema:  # type: ignore[override]  # pydantic's old name for its own JSON schema
         """The columns on disk, see `disk_schema`."""
         return disk_schema(self.modalities)
 

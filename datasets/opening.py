@@ -28,7 +28,7 @@ def open_parquet(path: str | os.PathLike[str], expected: pa.Schema | None = None
             marked = {f.name: str(f.type) for f in file.schema_arrow if _holds_extension(f.type)}
     except FooterError as error:
         raise EquipoiseError(f"{path} {error}: make it or fetch it again.") from error
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: a name that is not UTF-8
         raise EquipoiseError(
             f"{path} cannot be read as Parquet ({_first_line(error)}): make it or fetch it again."
         ) from error

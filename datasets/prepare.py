@@ -34,7 +34,7 @@ def prepare(
     task_labels: Sequence[str] | None = None,
     target: str = "target",
     sample_key: str = "source_id",
-    split: str = "split",
+    split: str | None = "split",
     group: str | None = None,
     fractions: tuple[float, float, float] = (0.7, 0.15, 0.15),
     chunk_rows: int = 256,
@@ -48,15 +48,16 @@ def prepare(
     `source`: the name of a registered data set (with its `options`); a Parquet file, or a folder of them; or a
     `ray.data.Dataset`. The last two need `modalities`, and have a column `target` (class names, or indices), a column
     `sample_key` (the row's own id) and perhaps `split` (train, validation, test) and `group` (rows that must not
-    straddle splits). Without a split column the hash of (seed, group or id) splits the rows by `fractions` into train,
-    validation and test. `task_labels`: the class names in the order of their indices; default: those of the train rows,
-    sorted. `bad_rows="skip"` leaves out rows with a value that cannot be, and lists them in the manifest.
+    straddle splits). Without a split column, or with `split=None`, the hash of (seed, group or id) splits the rows by
+    `fractions` into train, validation and test. `task_labels`: the class names in the order of their indices; default:
+    those of the train rows, sorted. `bad_rows="skip"` leaves out rows with a value that cannot be, and lists them in
+    the manifest.
 
     Everything that is wrong raises an `EquipoiseError`, and then `out` is as it was.
     """
     check_layout(chunk_rows, shard_rows)
-    if seed < 0:
-        raise EquipoiseError(f"seed must not be negative, found {seed}.")
+    if not isinstance(seed, int) or seed < 0:
+        raise EquipoiseError(f"seed must be an integer of 0 or more, found {seed!r}.")
     if bad_rows not in ("raise", "skip"):
         raise unknown("choice for bad_rows", str(bad_rows), ("raise", "skip"))
     if len(fractions) != 3 or min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-6:
@@ -130,7 +131,8 @@ def _first_look(source: Source, keys: Keys) -> tuple[Iterable[dict[str, Any]], K
         raise EquipoiseError(f"{source.name!r} holds no rows.")
     require([keys.sample, keys.target, *([keys.group] if keys.group else [])], first, f"{source.name!r}")
     require([m.column for m in source.modalities], first, f"{source.name!r}")
+    if keys.split not in (None, "split"):  # asked for by name, so it must be there
+        require([str(keys.split)], first, f"{source.name!r}")
+    split = keys.split if keys.split in first else None
     group = keys.group or ("group" if source.grouped else None)
-    return chain([first], source.rows), Keys(
-        keys.sample, keys.target, keys.split if keys.split in first else None, group
-    )
+    return chain([first], source.rows), replace(keys, split=split, group=group)

@@ -73,7 +73,14 @@ class Reader:
 
     def source_ids(self, split: str, chunk: int) -> list[str]:
         """The source's own ids of a chunk's rows."""
-        return self._table(split, chunk, ["source_id"])["source_id"].to_pylist()
+        ids: list[str] = self._table(split, chunk, ["source_id"])["source_id"].to_pylist()
+        return ids
+
+    def present(self, split: str) -> NDArray[np.bool_]:
+        """Which modalities every row of a split has: bool [rows, M]."""
+        shards = self.manifest.split(split).shards
+        bits = np.concatenate([self._file(shard).read(["present"])["present"].to_numpy() for shard in shards])
+        return (bits[:, None] >> np.arange(len(self.manifest.modalities), dtype=np.uint16) & 1).astype(bool)
 
     def _read_rows(
         self, split: str, chunk: int, rows: NDArray[np.int64], kept: NDArray[np.bool_], out: dict[str, np.ndarray]

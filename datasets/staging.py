@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from equipoise.datasets.census import Census
-from equipoise.datasets.columns import BadValue, encode
+from equipoise.datasets.columns import BadValueError, encode
 from equipoise.datasets.manifest import SPLITS, Skipped, value_fields
 from equipoise.models import rowhash
 from equipoise.models.errors import EquipoiseError
@@ -63,7 +63,7 @@ class Staging:
         for number, row in enumerate(rows):
             try:
                 staged.append(self._row(row, number))
-            except _BadRow as bad:
+            except _BadRowError as bad:
                 if not self.skip:
                     raise EquipoiseError(f"{bad.where}: {bad.reason}.") from bad
                 self.skipped.append(Skipped(source_id=bad.source_id, split=bad.split or "", reason=bad.reason))
@@ -94,10 +94,12 @@ class Staging:
             value = row.get(m.column)
             try:
                 values.append(None if value is None else encode(m, value))
-            except BadValue as error:
-                raise _BadRow(where, source_id, split, f"modality {m.name!r} {error}") from error
+            except BadValueError as error:
+                raise _BadRowError(where, source_id, split, f"modality {m.name!r} {error}") from error
         if all(value is None for value in values):
-            raise _BadRow(where, source_id, split, "no modality is present: drop the row, or give at least one value")
+            raise _BadRowError(
+                where, source_id, split, "no modality is present: drop the row, or give at least one value"
+            )
         return _Row(source_id, split, None if group is None else str(group), label, tuple(values))
 
     def _table(self, staged: list[_Row]) -> pa.Table:
@@ -128,7 +130,7 @@ class Staging:
         )
 
 
-class _BadRow(Exception):
+class _BadRowError(Exception):
     def __init__(self, where: str, source_id: str, split: str | None, reason: str) -> None:
         super().__init__(reason)
         self.where, self.source_id, self.split, self.reason = where, source_id, split, reason

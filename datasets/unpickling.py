@@ -38,7 +38,7 @@ class _Dtype:
             raise ValueError(f"dtype {spec!r} is not a plain one")
         self.value = np.dtype(spec)
 
-    def __setstate__(self, state: tuple) -> None:
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
         if state[1] in ("<", ">", "=", "|"):
             self.value = self.value.newbyteorder(state[1])
 
@@ -49,18 +49,18 @@ class _Array:
     def __init__(self, *_: object) -> None:
         self.value = np.empty(0)
 
-    def __setstate__(self, state: tuple) -> None:
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, shape, dtype, fortran, data = state
         self.value = _array(data, dtype, shape, "F" if fortran else "C")
 
 
 def _array(data: Any, dtype: _Dtype, shape: tuple[int, ...], order: str = "C") -> np.ndarray:
     if dtype.value.hasobject:
-        flat = np.empty(len(cast(list, data)), object)
+        flat = np.empty(len(data), object)
         for i, item in enumerate(data):
             flat[i] = item
     else:
-        flat = np.frombuffer(data, dtype.value).copy()
+        flat = np.frombuffer(data, dtype.value).astype(dtype.value.newbyteorder("="))
     return flat.reshape(shape, order=cast(Any, order))
 
 

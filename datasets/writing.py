@@ -139,7 +139,7 @@ def _check_free(out: Path, overwrite: bool) -> None:
     if not out.is_dir():
         raise EquipoiseError(f"{out} is a file: name a folder for the data set.")
     names = [entry.name for entry in out.iterdir()]
-    ours = re.compile(rf"{re.escape(FILE)}|({'|'.join(SPLITS)})-\d{{5}}\.parquet")
+    ours = re.compile(rf"{re.escape(FILE)}|({'|'.join(SPLITS)})-\d{{5,}}\.parquet")
     strange = sorted(name for name in names if not ours.fullmatch(name))
     if names and (strange or FILE not in names):
         what = f" ({strange[0]})" if strange else ""

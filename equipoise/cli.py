@@ -99,7 +99,7 @@ def list_(
 
     shown = {
         "balancers": lambda: methods("Balancers", balancers, balancers.get, balancers.names()),
-        "resamplers": lambda: methods("Resamplers", valuation, valuation.get_resampler, valuation.resampler_names()),
+        "resamplers": lambda: methods("Resamplers", valuation, valuation.get, valuation.names()),
         "data": lambda: console.print(table("Data sets", ["name"], [[name] for name in sources.names()])),
     }
     if what and what not in shown:

@@ -78,8 +78,8 @@ class Block(nn.Module):
         # The lowest number instead of -inf: a row without a valid token gets equal weights, not NaN.
         weights = scores.masked_fill(~valid[:, None, None, :], torch.finfo(scores.dtype).min).softmax(dim=-1)
         x = x + self.out((weights @ v).transpose(1, 2).reshape(rows, tokens, dim))
-        x = x + self.mlp(self.norm_mlp(x))
-        return x
+        further: Tensor = self.mlp(self.norm_mlp(x))
+        return x + further
 
 
 class EarlyFusion(MultimodalModel):

@@ -16,8 +16,11 @@ def check_names(modalities: Iterable[str]) -> tuple[str, ...]:
     names = tuple(modalities)
     if not names:
         raise EquipoiseError("A multimodal model needs at least one modality: give a module for each, by name.")
+    taken = {*dir(nn.ModuleDict()), *dir(nn.ParameterDict())}
     for name in names:
-        if not name.isidentifier() or hasattr(nn.ModuleDict, name) or hasattr(nn.ParameterDict, name):
+        if names.count(name) > 1:
+            raise EquipoiseError(f"Modality name {name!r} is there twice: names must differ.")
+        if not name.isidentifier() or name in taken:
             raise EquipoiseError(
                 f"Modality name {name!r} is not a plain identifier, or torch's modules use it themselves: rename the "
                 "modality, for example to 'audio'."

@@ -61,11 +61,13 @@ class Classification(Task):
         return (logits.argmax(dim=1) == target).to(torch.float32)
 
     def metrics(self) -> MetricCollection:
-        classes = self.num_outputs
+        # Never synced by torchmetrics: a sweep's states are merged from its chunks, and inside a training worker a
+        # `compute` that waits for the other ranks would wait for ever.
+        alone = {"sync_on_compute": False, "validate_args": False}
         return MetricCollection(
             {
-                "accuracy": MulticlassAccuracy(classes, average="micro", validate_args=False),
-                "macro_f1": MulticlassF1Score(classes, average="macro", validate_args=False),
+                "accuracy": MulticlassAccuracy(self.num_outputs, average="micro", **alone),
+                "macro_f1": MulticlassF1Score(self.num_outputs, average="macro", **alone),
             },
             compute_groups=False,
         )

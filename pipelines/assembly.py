@@ -29,5 +29,4 @@ def build_seeded(config: ModelConfig | Mapping[str, Any], manifest: Manifest, un
             manifest.modalities,
             manifest.build_task().num_outputs,
             unimodal=unimodal,
-            vocabulary_sizes=manifest.vocabulary_sizes(),
         )

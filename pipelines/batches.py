@@ -16,7 +16,7 @@ import numpy as np
 from equipoise.datasets.manifest import Manifest
 from equipoise.datasets.reading import Reader
 from equipoise.valuation.entries import EntryList
-from equipoise.valuation.resampler import Plan
+from equipoise.valuation.plan import Plan
 
 #: A block of decoded rows is kept near this size, never a whole resampled window.
 BLOCK_BYTES = 4 << 20

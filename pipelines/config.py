@@ -90,7 +90,7 @@ class Config(Section):
             raise EquipoiseError("A schedule is a share of the run's steps: give max_steps beside it.")
         # Wrong methods and options are errors of the configuration, not of the first worker that meets them.
         balancers.get(self.balancer.name, **self.balancer.options)
-        valuation.get_resampler(self.resampler.name, **self.resampler.options)
+        valuation.get(self.resampler.name, **self.resampler.options)
         return self
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,7 +129,10 @@ def _matrix(folder: Path, indices: Sequence[int], manifest: Manifest) -> dict[in
     for c in range(count):
         row = {"rows": float(rows[c]), "loss": float(loss[c] / max(rows[c], 1))}
         if rows[c]:
-            row |= {name: float(value) for name, value in metrics[c].compute().items()}
+            with warnings.catch_warnings():
+                # A metric made of merged states does not count as updated.
+                warnings.filterwarnings("ignore", message="The ``compute`` method of metric")
+                row |= {name: float(value) for name, value in metrics[c].compute().items()}
         out[c + 1] = row
     return out
 

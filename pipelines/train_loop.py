@@ -14,6 +14,7 @@ import torch.distributed as dist
 from equipoise import balancers, valuation
 from equipoise.balancers import BalancedStep
 from equipoise.datasets.opening import open_parquet
+from equipoise.datasets.reading import Reader
 from equipoise.models.batch import to_batch
 from equipoise.pipelines.assembly import assemble
 from equipoise.pipelines.batches import EpochSpec, rank_batches
@@ -27,7 +28,6 @@ from equipoise.pipelines.run import Run
 from equipoise.pipelines.sentences import refused, write_sentence
 from equipoise.pipelines.sweeps import SweepResult, read_result, run_sweep
 from equipoise.valuation.coalitions import coalition_name
-from equipoise.valuation.resampler import Plan
 from equipoise.valuation.store import iter_chunks
 
 
@@ -69,7 +69,7 @@ class Training:
         model = assemble(config, self.manifest)
         self.model = ray.train.torch.prepare_model(model, parallel_strategy=None)
         self.balancer = balancers.get(config.balancer.name, **config.balancer.options)
-        self.resampler = valuation.get_resampler(config.resampler.name, **config.resampler.options)
+        self.resampler = valuation.get(config.resampler.name, **config.resampler.options)
         self.optimizer = build_optimizer(self.model.parameters(), config.optimizer)
         self.schedule = build_schedule(self.optimizer, config)
         self.step = BalancedStep(
@@ -170,9 +170,8 @@ class Training:
         }
 
     def _plan_of(self, epoch: int) -> Path | None:
-        """The plan an epoch trains on: its own, or the last one made before it (`every` > 1)."""
-        made = [self.run.plan(e) for e in range(epoch, -1, -1)]
-        return next((path for path in made if path.exists()), None)
+        """The plan an epoch trains on, None for a plain one."""
+        return None if self.resampler.values_epoch(epoch) is None else self.run.plan(epoch)
 
     # The boundary between epochs.
 
@@ -224,24 +223,48 @@ class Training:
             sweep = self.run.sweep("train", epoch, weights, ids=wanted)
             run_sweep(sweep, self.valuers, self._shows("sweep of train", epoch))
             seconds["seconds/sweep"] = time.perf_counter() - began
-            began = time.perf_counter()
-            self._make_plan(epoch, sweep)
-            seconds["seconds/plan"] = time.perf_counter() - began
+        began = time.perf_counter()
+        self._make_plan(epoch + 1)
+        seconds["seconds/plan"] = time.perf_counter() - began
         return seconds
 
-    def _make_plan(self, epoch: int, sweep: Any) -> None:
-        if not self.resampler.wants_values(epoch):
+    def _make_plan(self, epoch: int) -> None:
+        """The plan of an epoch, from the sweep that the resampler names: a pure function of files and the seed."""
+        source = None if self.over else self.resampler.values_epoch(epoch)
+        if source is None:
             return
+        folder = self.run.values_folder("train", source)
+        rows, modalities = self.manifest.splits["train"].rows, len(self.manifest.modalities)
+        expected = {"manifest_hash": self.manifest.hash, "epoch": str(source)}
+        state = None
+        if self.resampler.keeps_state:
+            state = self._smoothed(source, folder, expected)
         plan = self.resampler.plan(
-            epoch + 1,
-            iter_chunks(Path(sweep.folder), sweep.info, opener=open_parquet),
-            num_rows=self.manifest.splits["train"].rows,
-            num_modalities=len(self.manifest.modalities),
+            epoch,
+            iter_chunks(folder, expected, opener=open_parquet),
+            rows,
+            modalities,
             seed=self.config.seed,
-            folder=self.run.path / "plans",
+            present=Reader(self.config.data).present("train"),
+            state=state,
         )
-        assert isinstance(plan, Plan)
-        plan.save(self.run.plan(epoch + 1))
+        plan.save(self.run.plan(epoch))
+
+    def _smoothed(self, source: int, folder: Path, expected: Mapping[str, Any]) -> np.ndarray:
+        """The resampler's state after a sweep, kept beside the plans."""
+        path = self.run.path / "plans" / f"{source:04d}.state.npy"
+        earlier = sorted(p for p in path.parent.glob("*.state.npy") if int(p.name[:4]) < source)
+        previous = np.load(earlier[-1], allow_pickle=False) if earlier else None
+        state = self.resampler.state(
+            iter_chunks(folder, expected, opener=open_parquet),
+            self.manifest.splits["train"].rows,
+            len(self.manifest.modalities),
+            previous,
+        )
+        assert state is not None
+        with atomic(path) as part, part.open("wb") as file:
+            np.save(file, state, allow_pickle=False)
+        return state
 
     def _shows(self, phase: str, epoch: int) -> Any:
         return lambda done, total, left: self.progress.write(phase, done, total, epoch=epoch)
@@ -291,7 +314,7 @@ class Training:
             "rng": states,
             "modalities": list(self.manifest.names),
             "manifest_hash": self.manifest.hash,
-            "entries": self._digest(position.epoch),
+            "entries": None if self.over else self._digest(position.epoch),
         }
         folder = self.run.checkpoints.commit(draft, position, state)
         self.steps.write()
@@ -310,7 +333,7 @@ class Training:
         if positions:
             weights, state = self.run.checkpoints.load(positions[-1])
             self.position = Position(state["epoch"], state["step_in_epoch"])
-            if state["entries"] != self._digest(self.position.epoch):
+            if state["entries"] is not None and state["entries"] != self._digest(self.position.epoch):
                 raise RuntimeError(
                     f"The entry list of epoch {self.position.epoch} is not the one that {positions[-1]} was trained on: "
                     f"{self.run.plan(self.position.epoch)} or the data set was changed."
@@ -325,7 +348,8 @@ class Training:
         if self.leads:
             self.run.checkpoints.set_best(self.best)
             for path in (self.run.path / "plans").glob("*.npy"):
-                if int(path.name[:4]) > self.position.epoch:
+                # A plan of this epoch stays, and the state of the sweeps before it.
+                if int(path.name[:4]) > self.position.epoch - ("state" in path.name):
                     path.unlink()
             self.steps = History(self.run.path / "steps.parquet", lambda row: row["step"] < self.step.step)
             self.metrics = History(self.run.path / "metrics.parquet", lambda row: row["epoch"] < self.position.epoch)

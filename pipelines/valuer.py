@@ -103,13 +103,15 @@ class Valuer:
                     score[~rows.cpu(), c - 1] = float("nan")
             scores.append(score if task.graded else score.bool())
             presents.append(columns["present"])
+        names = reader.source_ids(sweep.split, chunk)
+        first = reader.manifest.chunk_ids(sweep.split, chunk).start
         self._write_tally(Path(sweep.folder), chunk, tally)
         write_chunk(
             Path(sweep.folder),
             chunk,
             sweep.info,
             sample_id=ids,
-            source_id=reader.source_ids(sweep.split, ids),
+            source_id=[names[i] for i in (ids - first).tolist()],
             score=torch.cat(scores).numpy(),
             present=np.concatenate(presents),
         )

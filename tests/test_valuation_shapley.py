@@ -1,5 +1,7 @@
 """Contributions and copies against their definitions and the vectors of the method's specification."""
 
+import doctest
+import sys
 from collections import Counter
 from fractions import Fraction
 from itertools import combinations, product
@@ -12,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import valuation as oracle
 
+import equipoise.valuation
 from equipoise.models.errors import EquipoiseError
 from equipoise.valuation import bits, coalition_name, copies, from_bits, linear_copies, members, shapley
 
@@ -226,7 +229,7 @@ def test_bad_tables_are_refused_in_a_sentence():
         shapley(np.zeros((4, 5), bool))
     with pytest.raises(EquipoiseError, match="Row 1 of the score table has no modality present"):
         shapley(np.zeros((2, 3), bool), np.array([[True, True], [False, False]]))
-    with pytest.raises(EquipoiseError, match="Row 2 .* not a number"):
+    with pytest.raises(EquipoiseError, match=r"Row 2 .* not a number"):
         shapley(np.array([[0.5, 0.5, 0.5], [1, 1, 1], [np.nan, 0, 0]]))
     with pytest.raises(EquipoiseError, match="for 1 to 10 of them, not for 11"):
         members(11)
@@ -249,7 +252,7 @@ def test_bins_are_closed_where_five_modalities_reach_their_edges():
 
 
 def test_bins_refuse_graded_contributions():
-    with pytest.raises(EquipoiseError, match="0.7 .* use the linear rule"):
+    with pytest.raises(EquipoiseError, match=r"0.7 .* use the linear rule"):
         copies(np.array([[0.7, 0.5]]))
     with pytest.raises(EquipoiseError, match=r"Row 0 has no contribution \(NaN\) for modality 1"):
         copies(np.array([[1.0, np.nan]]), np.array([[True, True]]))
@@ -277,3 +280,9 @@ def test_the_mean_gap_is_the_accuracy_gap_at_two_modalities():
     score = np.array(list(product([False, True], repeat=3)))
     phi = shapley(score)
     np.testing.assert_array_equal(phi[:, 0] - phi[:, 1], score[:, 0].astype(float) - score[:, 1])
+
+
+def test_the_tutorial_runs():
+    for module in (equipoise.valuation, sys.modules["equipoise.valuation.shapley"]):
+        found = doctest.testmod(module)
+        assert (found.failed, found.attempted > 0) == (0, True)

@@ -55,7 +55,9 @@ def rows(n, num_modalities, graded=False, seed=0, start=0):
 @pytest.mark.parametrize("num_modalities", [1, 2, 3, 4, 8, 9])
 def test_round_trip(tmp_path, num_modalities, graded):
     what = info(num_modalities, graded)
-    chunks = [rows(n, num_modalities, graded, seed, start) for seed, (n, start) in enumerate([(20, 0), (5, 20), (0, 25)])]
+    chunks = [
+        rows(n, num_modalities, graded, seed, start) for seed, (n, start) in enumerate([(20, 0), (5, 20), (0, 25)])
+    ]
     for index, chunk in enumerate(chunks):
         write_chunk(tmp_path, index, what, *chunk)
     for chunk, values in zip(chunks, iter_chunks(tmp_path, what), strict=True):
@@ -114,6 +116,14 @@ def test_tensors_of_a_sweep_are_taken_as_they_are(tmp_path):
             "copies_b": 1,
         }
     ]
+
+
+def test_graded_contributions_are_those_of_the_scores_as_stored(tmp_path):
+    """Scores are kept in single precision: a reader who values them again gets the column, bit for bit."""
+    score = np.random.default_rng(0).random((50, 3))
+    write_chunk(tmp_path, 0, info(graded=True), np.arange(50), ["x"] * 50, score, np.ones((50, 2), bool))
+    table = read_values(tmp_path)
+    np.testing.assert_array_equal(values_of(table).contributions[:, 1], table["contribution_b"].to_numpy())
 
 
 @pytest.mark.parametrize("graded", [False, True])
@@ -176,7 +186,9 @@ def test_mixed_doubled_empty_and_foreign_stores(tmp_path):
         read_values(tmp_path)
     write_chunk(tmp_path, 0, info(), *rows(4, 2))
     write_chunk(tmp_path, 1, info(epoch=5), *rows(4, 2, start=4))
-    with pytest.raises(EquipoiseError, match=r"mixes files .* chunk-00001.parquet has epoch 5, chunk-00000.parquet has 4"):
+    with pytest.raises(
+        EquipoiseError, match=r"mixes files .* chunk-00001.parquet has epoch 5, chunk-00000.parquet has 4"
+    ):
         read_values(tmp_path)
     write_chunk(tmp_path, 1, info(), *rows(4, 2, start=2))
     with pytest.raises(EquipoiseError, match=r"sample_id 2 more than once \(2 rows too many\)"):
@@ -191,7 +203,9 @@ def test_mixed_doubled_empty_and_foreign_stores(tmp_path):
     chunk_path(tmp_path, 1).write_bytes(b"nothing")
     with pytest.raises(EquipoiseError, match="cannot be read as Parquet"):
         read_values(tmp_path)
-    pq.write_table(pa.table({}).replace_schema_metadata({"equipoise": '{"schema_version": 99}'}), chunk_path(tmp_path, 1))
+    pq.write_table(
+        pa.table({}).replace_schema_metadata({"equipoise": '{"schema_version": 99}'}), chunk_path(tmp_path, 1)
+    )
     with pytest.raises(EquipoiseError, match="schema version 99, this one reads 1"):
         read_values(tmp_path)
 

@@ -21,7 +21,7 @@ class Late(MultimodalModel):
         self.linear_head = linear
         self.encoders = nn.ModuleDict({m: nn.Sequential(nn.Linear(d, width), nn.Tanh()) for m, d in dims.items()})
         self.head = nn.Linear(width * len(dims), classes)
-        self.calls = {m: 0 for m in dims}
+        self.calls = dict.fromkeys(dims, 0)
 
     def features(self, inputs, present):
         out = {}
@@ -101,12 +101,12 @@ def test_sweep_is_the_naive_sweep_bit_for_bit(kind, absent):
     torch.manual_seed(0)
     model, batch = MODELS[kind](), make_batch(absent=absent)
     naive = oracle.naive_scores(model, batch, Classification(4))
-    found = sweep(model, batch, Classification(4))
+    found = sweep(model.train(), batch, Classification(4))
     assert found.dtype == torch.bool
     assert torch.equal(found, naive.nan_to_num(0).bool())
 
     naive = oracle.naive_scores(model, batch, Confidence(4))
-    found = sweep(model, batch, Confidence(4))
+    found = sweep(model.train(), batch, Confidence(4))
     assert torch.equal(found.isnan(), naive.isnan())
     assert torch.equal(found.double().nan_to_num(-1), naive.nan_to_num(-1))
 
@@ -184,7 +184,7 @@ def test_observe_sees_the_logits_of_the_same_pass():
 def test_a_row_with_nothing_present_is_refused():
     batch = make_batch()
     batch["present"][5] = False
-    with pytest.raises(EquipoiseError, match="sample_id 5 .* has no modality present"):
+    with pytest.raises(EquipoiseError, match=r"sample_id 5 .* has no modality present"):
         sweep(Late(DIMS), batch, Classification(4))
 
 

@@ -95,6 +95,10 @@ class EntryList:
     def num_windows(self) -> int:
         return len(self._windows)
 
+    def last_step(self, w: int) -> int:
+        """The last step that takes an entry of window w."""
+        return int(self._offsets[w + 1] - 1) // self.batch_size
+
     def window(self, w: int) -> tuple[int, NDArray[np.void]]:
         """Window w: the global position of its first entry, and its entries (dtype `ENTRY`) in order."""
         rows = np.concatenate([self._rows(c) for c in self._windows[w]])

@@ -17,8 +17,8 @@ class Source:
     """Rows to prepare, and what they are.
 
     A row of `rows` has `source_id`, `target` (a label, or its index in `labels`), `split` where the split is fixed,
-    `group` where rows belong together (`grouped`), and a value or None a modality, under its column's name. `labels` None: inferred
-    from the train rows.
+    `group` where rows belong together (`grouped`), and a value or None a modality, under its column's name. `labels`
+    None: inferred from the train rows.
     """
 
     name: str
@@ -42,7 +42,8 @@ def load(name: str, **options: Any) -> Source:
     for option in options:
         if option not in known:
             raise unknown(f"option of the data set {name!r},", option, known)
-    return loader(**options)
+    source: Source = loader(**options)
+    return source
 
 
 def takes(name: str, option: str) -> bool:

@@ -21,8 +21,9 @@ def load(*, seed: int = 0) -> Source:
     """`left` float32 (8, 5) and `right` (8, 3), pixels 0 .. 16; stratified 70 / 15 / 15 split fixed by `seed`."""
     digits = load_digits()
     rows = np.arange(len(digits.target))
-    train, rest = train_test_split(rows, test_size=0.3, stratify=digits.target, random_state=seed)
-    validation, test = train_test_split(rest, test_size=0.5, stratify=digits.target[rest], random_state=seed)
+    state = seed % 2**32  # as far as scikit-learn counts
+    train, rest = train_test_split(rows, test_size=0.3, stratify=digits.target, random_state=state)
+    validation, test = train_test_split(rest, test_size=0.5, stratify=digits.target[rest], random_state=state)
     split = np.empty(len(rows), object)
     split[train], split[validation], split[test] = "train", "validation", "test"
 
