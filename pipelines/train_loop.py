@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from equipoise.pipelines.assembly import assemble
 from equipoise.pipelines.batches import EpochSpec, rank_batches
 from equipoise.pipelines.checkpoint import Position
 from equipoise.pipelines.config import Config
-from equipoise.pipelines.files import atomic
+from equipoise.pipelines.files import atomic, write_json
 from equipoise.pipelines.history import History
 from equipoise.pipelines.optimizers import build_optimizer, build_schedule
 from equipoise.pipelines.progress import ProgressFile
@@ -199,11 +200,13 @@ class Training:
         if self.leads:
             self.metrics.append(metrics)
             self.metrics.write()
-        ray.train.report(
-            metrics,
-            checkpoint=ray.train.Checkpoint.from_directory(str(checkpoint)) if checkpoint else None,
-            checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD,
-        )
+        # Ray keeps metrics only beside a checkpoint of its own; ours lie in the run folder, so it gets a pointer.
+        with tempfile.TemporaryDirectory() as folder:
+            pointer = None
+            if checkpoint is not None:
+                write_json(Path(folder) / "checkpoint.json", {"path": str(checkpoint)})
+                pointer = ray.train.Checkpoint.from_directory(folder)
+            ray.train.report(metrics, checkpoint=pointer)
 
     def _value(self, epoch: int, weights: Path, swept: bool) -> dict[str, float]:
         """Validate, sweep train, plan the next epoch. Rank 0 only."""

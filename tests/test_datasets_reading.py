@@ -170,23 +170,35 @@ def replace(table, name, values):
 
 
 FAULTS = {
-    "fewer rows": (lambda t: t.slice(0, 20), {}, r"train-00000.parquet holds 20 rows in 3 row groups, the manifest says 32 in 4"),
+    "fewer rows": (
+        lambda t: t.slice(0, 20),
+        {},
+        r"train-00000.parquet holds 20 rows in 3 row groups, the manifest says 32 in 4",
+    ),
     "other chunks": (lambda t: t, {"row_group_size": 16}, r"holds 32 rows in 2 row groups, the manifest says 32 in 4"),
     "other ids": (lambda t: replace(t, "sample_id", range(1, 33)), {}, r"does not hold the sample ids 0..7 of chunk 0"),
     "column gone": (lambda t: t.drop_columns("motion"), {}, r"lacks the column 'motion' of type large_binary"),
     "column of another type": (
-        lambda t: t.set_column(4, "target", t["target"].cast(pa.int32())), {}, r"column 'target' must be int64, found int32",
+        lambda t: t.set_column(4, "target", t["target"].cast(pa.int32())),
+        {},
+        r"column 'target' must be int64, found int32",
     ),
     "null that is present": (
-        lambda t: replace(t, "present", [7] * 32), {}, r"modality '\w+': a value marked as present is null",
+        lambda t: replace(t, "present", [7] * 32),
+        {},
+        r"modality '\w+': a value marked as present is null",
     ),
     "bytes cut": (
-        lambda t: replace(t, "vector", [v and v[:-4] for v in t["vector"].to_pylist()]), {}, r"'vector' has 8 bytes, 12 a row",
+        lambda t: replace(t, "vector", [v and v[:-4] for v in t["vector"].to_pylist()]),
+        {},
+        r"'vector' has 8 bytes, 12 a row",
     ),
     "not finite": (
-        lambda t: replace(t, "vector", [v and v[:-4] + b"\xff" * 4 for v in t["vector"].to_pylist()]), {}, r"'vector': a decoded value is not finite",
+        lambda t: replace(t, "vector", [v and v[:-4] + b"\xff" * 4 for v in t["vector"].to_pylist()]),
+        {},
+        r"'vector': a decoded value is not finite",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("fault", FAULTS)
