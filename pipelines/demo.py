@@ -19,10 +19,10 @@ BASE: dict[str, Any] = {
     "workers": 2,
     "actors": 2,
     "batch_size": 64,
-    "max_steps": 400,
+    "max_steps": 800,
     "seed": 5,
     "balancer": "joint",
-    "optimizer": {"lr": 2e-3},
+    "model": {"encoder": {"depth": 2}},
 }
 RUNS = {"joint": "none", "sample resampling": "sample", "random copies": "random_copies"}
 

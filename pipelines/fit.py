@@ -50,6 +50,8 @@ def fit_config(config: Config, verbose: bool = False) -> Run:
     )
     manifest = _preflight(config)
     run = _claim(config)
+    if run.finished:
+        return run
     start_ray(config.workers, config.actors, verbose)
     import ray
 

@@ -43,6 +43,9 @@ def start_ray(workers: int, actors: int, verbose: bool = False) -> None:
         if os.environ.get("RAY_ADDRESS"):
             ray.init(**quiet)
         else:
+            # The controller looks at its workers once in this time, and a report waits for it: at the default of 2 s an
+            # epoch of a small data set would be all waiting.
+            os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
             ray.init(num_cpus=logical_cpus(workers, actors), include_dashboard=False, **quiet)
     cpus = int(ray.cluster_resources().get("CPU", 0))
     if cpus < workers + actors + 1:

@@ -65,6 +65,16 @@ class Run:
         """A row a step: losses, what the balancer reports, seconds waited and computed."""
         return self._table("steps.parquet")
 
+    @property
+    def finished(self) -> bool:
+        """Whether the budget is spent and the final sweep, where one is wanted, is made."""
+        if not (self.path / "metrics.parquet").is_file():
+            return False
+        last = self.metrics.iloc[-1]
+        steps, epochs = self.config.max_steps, self.config.max_epochs
+        spent = (steps is not None and last["step"] >= steps) or (epochs is not None and last["epoch"] + 1 >= epochs)
+        return bool(spent) and ("best" in self.epochs("train") or not self.config.valuation.final)
+
     def epochs(self, split: str = "train") -> list[int | str]:
         """The epochs of which a finished sweep of a split is stored; "best" last."""
         found = [p.parent.name for p in (self.path / "values" / split).glob("*/matrix.json")]

@@ -87,14 +87,13 @@ class Training:
         self.progress = ProgressFile(run.path / "progress.json")
         self._resume()
 
-    @property
-    def over(self) -> bool:
-        """Whether the budget of steps or epochs is spent."""
+    def over(self, position: Position) -> bool:
+        """Whether the budget of steps or epochs is spent, with `position` the next to train at."""
         steps, epochs = self.config.max_steps, self.config.max_epochs
-        return (steps is not None and self.step.step >= steps) or (epochs is not None and self.position.epoch >= epochs)
+        return (steps is not None and self.step.step >= steps) or (epochs is not None and position.epoch >= epochs)
 
     def train(self) -> None:
-        while not self.over:
+        while not self.over(self.position):
             numbers = self._epoch()
             self._boundary(numbers)
 
@@ -183,7 +182,7 @@ class Training:
         epoch = self.position.epoch
         after = Position(epoch + 1, 0)
         swept = self.resampler.wants_values(epoch) or self.balancer.needs_values
-        if self.over:
+        if self.over(after):
             swept = self.balancer.needs_values  # nothing is left that a plan could steer; `valuation.final` follows
         draft = None
         if self.leads:
@@ -233,7 +232,7 @@ class Training:
 
     def _make_plan(self, epoch: int) -> None:
         """The plan of an epoch, from the sweep that the resampler names: a pure function of files and the seed."""
-        source = None if self.over else self.resampler.values_epoch(epoch)
+        source = None if self.over(Position(epoch, 0)) else self.resampler.values_epoch(epoch)
         if source is None:
             return
         folder = self.run.values_folder("train", source)
@@ -284,9 +283,13 @@ class Training:
         return row
 
     def _remember_best(self, validation: SweepResult, epoch: int, after: Position) -> None:
-        value = validation.matrix[2 ** len(self.manifest.names) - 1][self.task.headline]
-        if self.best is None or value > self.best["value"]:
-            self.best = {"epoch": epoch, "checkpoint": str(after), "metric": self.task.headline, "value": value}
+        full = validation.matrix[2 ** len(self.manifest.names) - 1]
+        value, loss = full[self.task.headline], full["loss"]
+        # Small validation splits tie often: the lower loss then decides, not the earlier epoch.
+        if self.best is None or (value, -loss) > (self.best["value"], -self.best["loss"]):
+            self.best = {
+                "epoch": epoch, "checkpoint": str(after), "metric": self.task.headline, "value": value, "loss": loss
+            }
 
     # Checkpoints.
 
@@ -317,7 +320,7 @@ class Training:
             "rng": states,
             "modalities": list(self.manifest.names),
             "manifest_hash": self.manifest.hash,
-            "entries": None if self.over else self._digest(position.epoch),
+            "entries": None if self.over(position) else self._digest(position.epoch),
         }
         folder = self.run.checkpoints.commit(draft, position, state)
         self.steps.write()

@@ -3,10 +3,12 @@ import sys
 from pathlib import Path
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-sys.path.insert(0, str(Path(__file__).parent))
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
 
-import pytest
-from gloo_pool import GlooPool
+import pytest  # noqa: E402
+from gloo_pool import GlooPool  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -14,3 +16,48 @@ def gloo():
     pool = GlooPool()
     yield pool
     pool.close()
+
+
+class Faults:
+    """Flag files that `ray_faults` looks for in Ray's worker processes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on(self, *names: str) -> None:
+        for name in names:
+            (self.folder / name).touch()
+
+    def off(self) -> None:
+        for flag in self.folder.iterdir():
+            flag.unlink()
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(tmp_path_factory):
+    """One Ray for all tests that need it; its worker processes can be told to be slow."""
+    import ray
+
+    folder = tmp_path_factory.mktemp("faults")
+    ray.init(
+        num_cpus=6,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        runtime_env={
+            "env_vars": {
+                "PYTHONPATH": str(HERE),
+                "EQUIPOISE_TEST_FAULTS": str(folder),
+                "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+            },
+            "worker_process_setup_hook": "ray_faults.install",
+        },
+    )
+    yield Faults(folder)
+    ray.shutdown()
+
+
+@pytest.fixture
+def faults(ray_cluster):
+    yield ray_cluster
+    ray_cluster.off()

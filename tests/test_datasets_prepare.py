@@ -3,6 +3,8 @@
 import hashlib
 import io
 import random
+import subprocess
+import sys
 
 import numpy as np
 import pyarrow as pa
@@ -161,7 +163,13 @@ def test_what_lies_on_disk_is_what_the_manifest_says(tmp_path):
 
 def test_neither_time_nor_the_order_of_the_source_nor_its_kind_changes_a_byte(tmp_path):
     data = rows()
-    kwargs = {"modalities": MODALITIES, "chunk_rows": 8, "shard_rows": 16, "group": "person"}
+    kwargs = {
+        "modalities": MODALITIES,
+        "chunk_rows": 8,
+        "shard_rows": 16,
+        "group": "person",
+        "fractions": (0.4, 0.3, 0.3),
+    }
     parquet(tmp_path / "one" / "mine", data)
     parquet(tmp_path / "two" / "mine", random.Random(1).sample(data, len(data)), 4)
     hashes = [prepare(tmp_path / k / "mine", tmp_path / f"out-{k}", **kwargs).hash for k in ("one", "two")]
@@ -434,6 +442,30 @@ def test_an_existing_folder_is_replaced_only_if_it_is_ours_and_on_request(tmp_pa
         prepare(Rows(rows()), out, modalities=MODALITIES, overwrite=True)
     assert (out / "thesis.txt").read_text() == "precious"
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+KILLED = """
+import os, sys
+from equipoise.datasets.prepare import prepare
+from equipoise.models.modality import Modality
+
+class Rows:
+    def iter_rows(self):
+        for i in range(5000):
+            if i == 4000:
+                os.kill(os.getpid(), 9)
+            yield {"source_id": i, "target": i % 2, "x": [float(i)]}
+
+prepare(Rows(), sys.argv[1], modalities=[Modality(name="x", shape=(1,))], overwrite=True)
+"""
+
+
+def test_a_killed_prepare_leaves_the_old_data_set_and_no_half_one(tmp_path):
+    old = prepare(Rows(rows()), tmp_path / "old", modalities=MODALITIES)
+    for out in ("old", "new"):
+        assert subprocess.run([sys.executable, "-c", KILLED, tmp_path / out], check=False).returncode == -9
+    assert Manifest.load(tmp_path / "old") == old
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.ray

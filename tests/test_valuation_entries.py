@@ -129,6 +129,15 @@ def test_a_resume_is_the_tail(start):
             np.testing.assert_array_equal(np.concatenate(tail), np.concatenate(mine)[skipped:])
 
 
+def test_last_step_says_which_windows_a_resume_can_skip():
+    for batch_size in (4, 16, 61):
+        entries = make(batch_size=batch_size)
+        for w in range(entries.num_windows):
+            last = entries.last_step(w)
+            assert len(entries.rank_entries(w, 0, 1, last)) > 0
+            assert len(entries.rank_entries(w, 0, 1, last + 1)) == 0
+
+
 def test_order_depends_on_seed_and_epoch_and_nothing_else():
     first = whole(make(plan=None))
     np.testing.assert_array_equal(first, whole(make(plan=None)))

@@ -1,8 +1,9 @@
 """How many unimodal copies a sample gets of each modality: the lower the contribution, the more.
 
-Wei et al. (CVPR 2024), section 3.3: a modality whose contribution is below 1, its fair share of a right prediction, is
-learnt once more from copies that keep this modality alone. Their function f_s is a table of bins in the released code;
-bins are closed here (exactly 0.4 -> 1, exactly -0.1 -> 2), where the released comparisons let those two values through.
+Wei et al. (CVPR 2024, arXiv 2309.06255), sample-level re-sampling: a modality whose contribution is below 1, its fair share
+of a right prediction, is learnt again from copies that keep this modality alone. Their function f_s is a table of bins in the
+released code; bins are closed here (exactly 0.4 -> 1, exactly -0.1 -> 2), where the released comparisons let those two values
+through.
 """
 
 from math import factorial

@@ -30,7 +30,7 @@ class ModalityOptions(Schedule):
 
 
 class ModalityLevel(Resampler):
-    """int(p N) distinct samples get one copy of modality m. Wei et al. (CVPR 2024), section 3.3, "modality-level".
+    """int(p N) distinct samples get one copy of modality m. Wei et al. (CVPR 2024), modality-level.
 
     m = argmin of the mean contributions phi_m over the valued rows that have it (ties: the first);
     d = mean of the others' means - phi_m;  p = `probability`(d).

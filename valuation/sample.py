@@ -30,7 +30,7 @@ class SampleOptions(Schedule):
 
 
 class SampleLevel(Resampler):
-    """copies[i, m] = bins or linear rule of phi[i, m]. Wei et al. (CVPR 2024), section 3.3, "sample-level".
+    """copies[i, m] = bins or linear rule of phi[i, m]. Wei et al. (CVPR 2024), sample-level.
 
     At M = 2 with bins an epoch has N (1 + 4 err + q) entries: err the share of samples that all modalities together get
     wrong, q the share that they get right with exactly one modality right alone.

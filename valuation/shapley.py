@@ -1,7 +1,7 @@
 """What each modality contributed to each prediction: exact Shapley values of the coalition game.
 
 Wei, Feng, Wang, Hu, "Enhancing Multimodal Cooperation via Sample-level Modality Valuation" (CVPR 2024,
-arXiv 2309.06255), section 3.2: v(C) = |C| * score(C), and
+arXiv 2309.06255): v(C) = |C| * score(C), and
 
     phi_i = sum over C in P \\ {i} of |C|! (p - |C| - 1)! / p! * (v(C + {i}) - v(C)),
 

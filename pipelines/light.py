@@ -1,0 +1,174 @@
+"""Training without Ray: one process, the data set decoded whole into memory, the arithmetic of a run of one worker.
+
+For studies of many small trainings, where starting Ray would cost more than training. Nothing is written to disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from equipoise import balancers, valuation
+from equipoise.balancers import BalancedStep
+from equipoise.datasets.reading import Reader
+from equipoise.models import MultimodalModel, Task, to_batch
+from equipoise.pipelines.assembly import assemble
+from equipoise.pipelines.config import Config
+from equipoise.pipelines.optimizers import build_optimizer, build_schedule
+from equipoise.valuation import EntryList, Plan, Values, sweep
+
+Matrix = dict[int, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class LightRun:
+    """A finished training.
+
+    `model` has the best epoch's weights, in eval mode; `values` {split: score tables by it} and `matrix` {split: metrics by
+    coalition id} are of validation and test. `best` is {"epoch", "step", "metric", "value", "loss"} of that epoch on
+    validation, `epochs` a row an epoch, `last` the weights after the last step.
+    """
+
+    model: MultimodalModel
+    values: dict[str, Values]
+    matrix: dict[str, Matrix]
+    best: dict[str, Any]
+    epochs: list[dict[str, Any]]
+    last: dict[str, Tensor]
+
+
+def train_light(config: Config) -> LightRun:
+    """Train to the end of the budget of `config`, as `fit` with workers=1 would: the same entry lists and global batches,
+    sweeps, plans and order of updates, and the same best epoch (headline metric on validation, then the lower loss).
+
+    Not used: `out`, `workers`, `actors`, `checkpoint`, `valuation.final`. `device` "auto" is the CPU. Torch keeps the threads
+    that it has.
+    """
+    device = torch.device("cuda" if config.device == "cuda" else "cpu")
+    reader = Reader(config.data)
+    manifest, names = reader.manifest, reader.manifest.names
+    task, num_rows, full = manifest.build_task(), manifest.splits["train"].rows, 2 ** len(names) - 1
+    columns = {name: reader.read(name, np.arange(split.rows)) for name, split in manifest.splits.items()}
+    model = assemble(config, manifest).to(device)
+    balancer = balancers.get(config.balancer.name, **config.balancer.options)
+    resampler = valuation.get(config.resampler.name, **config.resampler.options)
+    optimizer = build_optimizer(model.parameters(), config.optimizer)
+    schedule = build_schedule(optimizer, config)
+    autocast = torch.bfloat16 if config.precision == "bfloat16" else None
+    step = BalancedStep(
+        model, task, balancer, optimizer, seed=config.seed, clip_norm=config.clip_norm, autocast=autocast
+    )
+
+    def valued(some: Mapping[str, np.ndarray]) -> tuple[list[Values], Matrix]:
+        return value_columns(model, some, task, manifest.chunk_rows, config.valuation.batch_size)
+
+    def over() -> bool:
+        steps, epochs = config.max_steps, config.max_epochs
+        return (steps is not None and step.step >= steps) or (epochs is not None and epoch >= epochs)
+
+    epoch = 0
+    plan: Plan | None = None
+    state: tuple[int, np.ndarray | None] = (-1, None)  # the sweep that made it, what it left for later ones
+    swept: dict[int, list[Values]] = {}
+    epochs: list[dict[str, Any]] = []
+    best: dict[str, Any] = {}
+    weights: dict[str, Tensor] = {}
+    while not over():
+        entries = EntryList(plan, num_rows, len(names), manifest.chunk_rows, config.seed, epoch, config.batch_size)
+        steps = entries.steps if config.max_steps is None else min(entries.steps, config.max_steps - step.step)
+        order = np.concatenate([entries.window(w)[1] for w in range(entries.num_windows)])
+        step.epoch = epoch
+        loss = 0.0
+        for part in np.split(order, entries.steps)[:steps]:
+            kept = (part["keep"][:, None] >> np.arange(len(names)) & 1).astype(bool)
+            rows = {name: column[part["sample_id"]] for name, column in columns["train"].items()}
+            rows |= {"present": rows["present"] & kept, "copy": part["copy"].astype(np.int16)}
+            loss += step(to_batch(rows, names, device)).loss / steps
+            schedule.step()
+
+        cell = valued(columns["validation"])[1]
+        contributions = None
+        if balancer.needs_values or (resampler.wants_values(epoch) and not over()):
+            ids = None if balancer.needs_values else resampler.valued_ids(num_rows, epoch, config.seed)
+            some = slice(None) if ids is None else np.sort(ids)
+            swept[epoch] = valued({name: column[some] for name, column in columns["train"].items()})[0]
+            contributions = mean_contributions(swept[epoch], names)
+        source = None if over() else resampler.values_epoch(epoch + 1)
+        plan = None
+        if source is not None:
+            if resampler.keeps_state and source > state[0]:
+                state = source, resampler.state(swept[source], num_rows, len(names), state[1])
+            there = columns["train"]["present"]
+            plan = resampler.plan(
+                epoch + 1, swept[source], num_rows, len(names), seed=config.seed, present=there, state=state[1]
+            )
+        balancer.on_epoch(cell, contributions)
+        value, validation_loss = cell[full][task.headline], cell[full]["loss"]
+        row = {"epoch": epoch, "step": step.step, "metric": task.headline, "value": value, "loss": validation_loss}
+        if not best or (value, -validation_loss) > (best["value"], -best["loss"]):
+            best, weights = row, _weights(model)
+        epochs.append({**row, "train_loss": loss, "entries": entries.total - entries.padding})
+        epoch += 1
+
+    last = _weights(model)
+    model.load_state_dict(weights)
+    found = {name: valued(columns[name]) for name in ("validation", "test")}
+    values = {name: joined(chunks) for name, (chunks, _) in found.items()}
+    return LightRun(model.eval(), values, {name: matrix for name, (_, matrix) in found.items()}, best, epochs, last)
+
+
+def value_columns(
+    model: MultimodalModel, columns: Mapping[str, np.ndarray], task: Task, chunk_rows: int = 256, batch_size: int = 256
+) -> tuple[list[Values], Matrix]:
+    """The values of decoded columns (`sample_id` ascending) chunk by chunk, and {coalition: {"rows", "loss", metrics}}: what
+    valuation actors find, in this process.
+    """
+    device = next(model.parameters()).device
+    matrix: Matrix = {c: {"rows": 0.0, "loss": 0.0} for c in range(1, 2 ** len(model.modalities))}
+    metrics = {c: task.metrics() for c in matrix}
+    target: Tensor
+
+    def observe(c: int, logits: Tensor, rows: Tensor) -> None:
+        if bool(rows.any()):
+            shown, wanted = logits[rows].float(), target[rows]
+            matrix[c]["rows"] += len(wanted)
+            matrix[c]["loss"] += float(task.losses(shown, wanted).double().sum())
+            metrics[c].update(shown.cpu(), wanted.cpu())
+
+    chunks = []
+    for ids in np.split(np.arange(len(columns["sample_id"])), np.flatnonzero(np.diff(columns["sample_id"] // chunk_rows)) + 1):
+        scores = []
+        for at in range(0, len(ids), batch_size):
+            some = {name: column[ids[at : at + batch_size]] for name, column in columns.items()}
+            batch = to_batch({**some, "copy": np.zeros(len(some["sample_id"]), np.int16)}, model.modalities, device)
+            target = batch["target"]
+            shortcut = model.linear_head and len(model.modalities) > 3
+            scores.append(sweep(model, batch, task, shortcut, observe).cpu().numpy())
+        chunks.append(Values(columns["sample_id"][ids], np.concatenate(scores), columns["present"][ids]))
+    for c, cell in matrix.items():
+        cell["loss"] /= max(cell["rows"], 1.0)
+        if cell["rows"]:
+            cell |= {name: float(value) for name, value in metrics[c].compute().items()}
+    return chunks, matrix
+
+
+def mean_contributions(chunks: Sequence[Values], names: Sequence[str]) -> dict[str, float]:
+    """{modality: mean contribution over the samples that have it}."""
+    totals = np.sum([np.nansum(values.contributions, axis=0) for values in chunks], axis=0)
+    counts = np.sum([values.present.sum(axis=0) for values in chunks], axis=0)
+    return dict(zip(names, (totals / np.maximum(counts, 1)).tolist(), strict=True))
+
+
+def joined(chunks: Sequence[Values]) -> Values:
+    """Values of all chunks as one."""
+    parts = zip(*((v.sample_id, v.score, v.present) for v in chunks))
+    return Values(*(np.concatenate(part) for part in parts))
+
+
+def _weights(model: MultimodalModel) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
