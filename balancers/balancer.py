@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from equipoise.models.contract import MultimodalModel, Unimodal
-from equipoise.models.errors import EquipoiseError, unknown
+from equipoise.models.errors import EquipoiseError, option_error, unknown
 from equipoise.models.task import Task
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class Balancer:
         try:
             self.options: Any = self.Options(**options)
         except ValidationError as error:
-            raise _option_error(f"balancer {self.name!r}", self.Options, error) from None
+            raise option_error(f"balancer {self.name!r}", self.Options, error) from None
 
     def before_forward(self, batch: Batch, ctx: StepContext) -> Batch:
         """The batch to train on, such as one with some modalities masked. `ctx` has no outputs yet."""
@@ -135,16 +135,3 @@ def get(name: str, **options: Any) -> Balancer:
     if name not in REGISTRY:
         raise unknown("balancer", name, REGISTRY)
     return REGISTRY[name](**options)
-
-
-def _option_error(owner: str, options: type[BaseModel], error: ValidationError) -> EquipoiseError:
-    first = error.errors()[0]
-    key = ".".join(map(str, first["loc"]))
-    if first["type"] == "extra_forbidden":
-        known = options.model_fields
-        return (
-            unknown(f"option of {owner}:", key, known)
-            if known
-            else EquipoiseError(f"The {owner} has no options, found {key!r}.")
-        )
-    return EquipoiseError(f"Option {key!r} of {owner}: {first['msg']}, found {first['input']!r}.")

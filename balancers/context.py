@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -38,6 +40,7 @@ class StepContext:
         epoch: int,
         step: int,
         group: dist.ProcessGroup | None,
+        autocast: torch.dtype | None = None,
     ) -> None:
         self.model = model
         self.task = task
@@ -49,6 +52,7 @@ class StepContext:
         self.counts: dict[str, float] = {}
         self.statistics: dict[str, Tensor] = {}
         self.reports: dict[str, float] = {}
+        self.autocast = autocast
         self._group = group
         self._fused: dict[tuple[tuple[str, ...], bool], Tensor] = {}
 
@@ -87,12 +91,15 @@ class StepContext:
         if key not in self._fused:
             keep = torch.tensor([m in members for m in self.modalities], device=self.present.device)
             present = self.present & keep
-            if self.model.late_fusion:
-                if self.outputs.features is None:
-                    raise EquipoiseError(f"{type(self.model).__name__} says late_fusion=True but returns no features.")
-                self._fused[key] = self.model.fuse(self.outputs.features, present)
-            else:
-                self._fused[key] = self.model(self.batch["inputs"], present).logits
+            if self.model.late_fusion and self.outputs.features is None:
+                raise EquipoiseError(f"{type(self.model).__name__} says late_fusion=True but returns no features.")
+            with self.precision():
+                logits = (
+                    self.model.fuse(self.outputs.features, present)
+                    if self.model.late_fusion and self.outputs.features is not None
+                    else self.model(self.batch["inputs"], present).logits
+                )
+            self._fused[key] = self.full(logits)
         return self._fused[key]
 
     def unimodal_logits(self, modality: str) -> Tensor:
@@ -105,7 +112,17 @@ class StepContext:
         """Unimodal logits {modality: [B, K]} of detached features: their gradient stops at the heads."""
         if self.outputs.features is None:
             raise EquipoiseError(f"{type(self.model).__name__} returns no features, so there is nothing to probe.")
-        return self.model.probe_logits(self.outputs.features)
+        with self.precision():
+            logits = self.model.probe_logits(self.outputs.features)
+        return {m: self.full(z) for m, z in logits.items()}
+
+    def precision(self) -> AbstractContextManager[Any]:
+        """What every pass through the model or a part of it runs under: autocast, where the step was asked for it."""
+        return nullcontext() if self.autocast is None else torch.autocast(self.present.device.type, self.autocast)
+
+    def full(self, logits: Tensor) -> Tensor:
+        """Logits out of `precision()` as losses, statistics and counts need them: float32 after autocast."""
+        return logits if self.autocast is None else logits.float()
 
     def reduce(self, tensor: Tensor) -> Tensor:
         """The sum of a tensor over all workers, detached. Every worker must call it equally often, also without rows."""

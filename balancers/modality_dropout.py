@@ -45,7 +45,8 @@ class ModalityDropout(Joint):
         u = torch.stack([ctx.random("modality_dropout", m) for m in ctx.modalities], dim=1)
         u = torch.where(present, u, -1.0)
         best = torch.zeros_like(present).scatter_(1, u.argmax(dim=1, keepdim=True), True)
-        return present & ((u >= self.options.p) | best)
+        stays: Tensor = u >= self.options.p
+        return present & (stays | best)
 
     def _uniform(self, present: Tensor, ctx: StepContext) -> Tensor:
         # The c-th non-empty subset of k present modalities, c uniform in 1 .. 2**k - 1; bit j of c is the j-th present one.

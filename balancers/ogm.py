@@ -56,12 +56,15 @@ class OGM(Balancer):
         p = ctx.unimodal_logits(modality).softmax(dim=1)
         return p.gather(1, ctx.target[:, None]).squeeze(1)
 
+    def active(self, ctx: StepContext) -> bool:
+        """Whether the step's epoch is one that is modulated."""
+        return self.options.starts <= ctx.epoch and (self.options.ends is None or ctx.epoch < self.options.ends)
+
     def coefficients(self, ctx: StepContext) -> dict[str, float]:
         """k_m of every modality that some row of the global batch has."""
         s = {m: float(ctx.statistics[m]) / ctx.counts[m] for m in ctx.modalities if ctx.counts[m]}
         k = dict.fromkeys(s, 1.0)
-        active = self.options.starts <= ctx.epoch and (self.options.ends is None or ctx.epoch < self.options.ends)
-        if active and len(s) > 1:
+        if self.active(ctx) and len(s) > 1:
             for m in s:
                 others = (sum(s.values()) - s[m]) / (len(s) - 1)
                 rho = s[m] / max(others, 1e-12)

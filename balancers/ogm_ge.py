@@ -14,7 +14,8 @@ class OGMGE(OGM):
 
         g <- k_m g + N(0, std(g)^2), tensor by tensor, std that of the gradient before it is scaled
 
-    for the weights (two dimensions or more) that a modality owns; biases and gains get no noise. The noise is drawn from
+    in the epochs that are modulated, for the weights (two dimensions or more) that a modality owns; biases and gains get
+    no noise. The noise is drawn from
     (seed, step, tensor), so it is the same on every worker. The authors' code adds noise to 4-D weights only and draws it
     anew on every worker, so replicas drift apart.
     """
@@ -22,8 +23,12 @@ class OGMGE(OGM):
     name = "ogm_ge"
 
     def modulate(self, gradients: Mapping[str, list[Tensor]], ctx: StepContext) -> None:
-        deviations = {m: [float(g.std()) if g.ndim >= 2 else 0.0 for g in gradients[m]] for m in ctx.modalities}
+        deviations = {
+            m: [float(g.std()) if g.ndim >= 2 and g.numel() > 1 else 0.0 for g in gradients[m]] for m in ctx.modalities
+        }
         super().modulate(gradients, ctx)
+        if not self.active(ctx):
+            return
         generator = ctx.generator("ogm_ge")
         for m in self._k:
             for g, deviation in zip(gradients[m], deviations[m], strict=True):

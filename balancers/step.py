@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -22,7 +22,7 @@ from equipoise.balancers.balancer import Balancer
 from equipoise.balancers.context import StepContext, reduce_sums
 from equipoise.balancers.gradients import Gradients, Layout
 from equipoise.models.batch import Batch, check_batch
-from equipoise.models.contract import MultimodalModel, check_ownership
+from equipoise.models.contract import MultimodalModel, Outputs, check_ownership
 from equipoise.models.errors import EquipoiseError
 from equipoise.models.task import Task
 
@@ -173,7 +173,14 @@ class BalancedStep:
             check_batch(batch, self.model.modalities)
             self.task.check(batch["target"])
             ctx = StepContext(
-                self.model, self.task, batch, seed=self.seed, epoch=self.epoch, step=self.step, group=self.group
+                self.model,
+                self.task,
+                batch,
+                seed=self.seed,
+                epoch=self.epoch,
+                step=self.step,
+                group=self.group,
+                autocast=self.autocast,
             )
             ctx.batch = self.balancer.before_forward(batch, ctx)
             ctx.rows = {
@@ -190,18 +197,10 @@ class BalancedStep:
         return contexts
 
     def _forward(self, ctx: StepContext) -> None:
-        device = ctx.present.device.type
-        cast_to: AbstractContextManager[Any] = (
-            torch.autocast(device, dtype=self.autocast) if self.autocast is not None else nullcontext()
-        )
-        with cast_to:
-            ctx.outputs = self.model(ctx.batch["inputs"], ctx.present)
-        if self.autocast is not None:
-            # Losses, statistics and counts are taken in full precision.
-            logits, unimodal, features = ctx.outputs
-            ctx.outputs = type(ctx.outputs)(
-                logits.float(), None if unimodal is None else {m: z.float() for m, z in unimodal.items()}, features
-            )
+        with ctx.precision():
+            logits, unimodal, features = self.model(ctx.batch["inputs"], ctx.present)
+        unimodal = None if unimodal is None else {m: ctx.full(z) for m, z in unimodal.items()}
+        ctx.outputs = Outputs(ctx.full(logits), unimodal, features)
 
     def _statistics(self, ctx: StepContext) -> dict[str, Tensor]:
         with torch.no_grad():

@@ -1,12 +1,12 @@
 """What a column of a data set is, how it is decoded, and what stands for its absence."""
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from equipoise.models.errors import EquipoiseError
+from equipoise.models.errors import EquipoiseError, option_error
 
 Kind = Literal["array", "sequence", "image", "text"]
 
@@ -35,6 +35,15 @@ class Modality(BaseModel):
     transform: Literal["none", "standardize"] = "none"
     max_length: int | None = None
     vocabulary: int = 8192
+
+    if not TYPE_CHECKING:  # type checkers take the signature from the fields
+
+        def __init__(self, **fields: Any) -> None:
+            try:
+                super().__init__(**fields)
+            except ValidationError as error:
+                name = f" {fields['name']!r}" if fields.get("name") else ""
+                raise option_error(f"Modality{name}", type(self), error) from None
 
     @model_validator(mode="after")
     def _complete(self) -> "Modality":

@@ -1,6 +1,7 @@
 """Tasks: what a prediction is, what it costs, and what it is worth."""
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,7 +64,7 @@ class Classification(Task):
     def metrics(self) -> MetricCollection:
         # Never synced by torchmetrics: a sweep's states are merged from its chunks, and inside a training worker a
         # `compute` that waits for the other ranks would wait for ever.
-        alone = {"sync_on_compute": False, "validate_args": False}
+        alone: Any = {"sync_on_compute": False, "validate_args": False}
         return MetricCollection(
             {
                 "accuracy": MulticlassAccuracy(self.num_outputs, average="micro", **alone),

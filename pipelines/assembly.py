@@ -20,7 +20,9 @@ def assemble(config: Config, manifest: Manifest) -> MultimodalModel:
     return model if model.unimodal in accepts else build_seeded(config.model, manifest, accepts[0], config.seed)
 
 
-def build_seeded(config: ModelConfig | Mapping[str, Any], manifest: Manifest, unimodal: Any, seed: int = 0) -> MultimodalModel:
+def build_seeded(
+    config: ModelConfig | Mapping[str, Any], manifest: Manifest, unimodal: Any, seed: int = 0
+) -> MultimodalModel:
     """A model of a configuration, its parameters a function of the seed; leaves torch's global generator as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -57,7 +58,7 @@ class ReadWindow:
     def __getstate__(self) -> dict[str, object]:
         return {"spec": self.spec, "_reader": None}
 
-    def __call__(self, unit: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+    def __call__(self, unit: Any) -> Iterator[dict[str, np.ndarray]]:
         if self._reader is None:
             self._reader = Reader(self.spec.data)
         manifest = self._reader.manifest
@@ -98,8 +99,7 @@ def rank_batches(spec: EpochSpec, manifest: Manifest, cpus: float | None = None)
     rows = ray.data.from_items(units, override_num_blocks=len(units))
     decoded = rows.map_batches(ReadWindow(spec), batch_size=1, batch_format="numpy")
     local = entries.local_batch_size(spec.rank, spec.world_size)
-    for step, columns in enumerate(
-        decoded.iter_batches(batch_size=local, batch_format="numpy", prefetch_batches=2), start=spec.start_step
-    ):
+    batches: Iterator[Any] = iter(decoded.iter_batches(batch_size=local, batch_format="numpy", prefetch_batches=2))
+    for step, columns in enumerate(batches, start=spec.start_step):
         assert len(columns["sample_id"]) == local, f"step {step} of rank {spec.rank} is short"
         yield columns

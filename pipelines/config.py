@@ -109,7 +109,9 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Mapping[str, 
         try:
             raw = yaml.safe_load(Path(source).read_text())
         except FileNotFoundError:
-            raise EquipoiseError(f"No configuration at {where}: give a YAML file, such as examples/digits.yaml.") from None
+            raise EquipoiseError(
+                f"No configuration at {where}: give a YAML file, such as examples/digits.yaml."
+            ) from None
         except yaml.YAMLError as error:
             raise EquipoiseError(f"{where} is not YAML: {error}") from None
         if not isinstance(raw, dict):

@@ -50,7 +50,9 @@ def demo(out: str | Path = "runs/demo", console: Console | None = None) -> dict[
     console.print()
     console.print(accuracy_table(runs, manifest.names))
     console.print(contribution_table(runs, manifest.names))
-    console.print(f"{time.perf_counter() - began:.0f} s in all. The runs are in {out}/none, {out}/sample and {out}/random_copies.")
+    console.print(
+        f"{time.perf_counter() - began:.0f} s in all. The runs are in {out}/none, {out}/sample and {out}/random_copies."
+    )
     console.print(
         "Try next:\n"
         f"  equipoise evaluate {out}/sample --split test     the matrix of every subset of modalities\n"

@@ -17,7 +17,7 @@ from equipoise.models.errors import EquipoiseError
 from equipoise.pipelines.config import Config, differing_keys, load_config, pairs
 from equipoise.pipelines.files import write_json
 from equipoise.pipelines.progress import ProgressDisplay
-from equipoise.pipelines.ray_local import start_ray, threads_each
+from equipoise.pipelines.ray_local import data_cpus_each, start_ray, threads_each
 from equipoise.pipelines.run import Run, write_config
 from equipoise.pipelines.sentences import refused, sentence_of
 from equipoise.pipelines.sweeps import run_sweep
@@ -62,7 +62,7 @@ def fit_config(config: Config, verbose: bool = False) -> Run:
     write_json(run.path / "environment.json", _environment(config, manifest, threads, device))
     gpus = _actor_gpus(config, device)
     actor = ray.remote(max_restarts=-1, max_task_retries=5, num_cpus=1, num_gpus=gpus)(Valuer)
-    valuers = [actor.remote(threads, "cuda" if gpus else "cpu") for _ in range(config.actors)]
+    valuers: list[Any] = [actor.remote(threads, "cuda" if gpus else "cpu") for _ in range(config.actors)]
     try:
         with ProgressDisplay(run.path / "progress.json", Console(stderr=True)):
             _train(run, valuers, threads, device)
@@ -89,6 +89,7 @@ def _train(run: Run, valuers: Sequence[Any], threads: int, device: str) -> None:
             "run": str(run.path),
             "valuers": list(valuers),
             "threads": threads,
+            "data_cpus": data_cpus_each(run.config.workers, run.config.actors),
         },
         scaling_config=ray.train.ScalingConfig(num_workers=run.config.workers, use_gpu=device == "cuda"),
         run_config=ray.train.RunConfig(
@@ -145,7 +146,9 @@ def _device(config: Config) -> str:
     if config.device == "cuda" and not ray.cluster_resources().get("GPU"):
         raise EquipoiseError("device=cuda, but Ray sees no GPU: use device=cpu, or start Ray on a machine with one.")
     if config.device == "auto":
-        return "cuda" if ray.cluster_resources().get("GPU", 0) >= config.workers and torch.cuda.is_available() else "cpu"
+        return (
+            "cuda" if ray.cluster_resources().get("GPU", 0) >= config.workers and torch.cuda.is_available() else "cpu"
+        )
     return config.device
 
 

@@ -141,7 +141,9 @@ def value_columns(
             metrics[c].update(shown.cpu(), wanted.cpu())
 
     chunks = []
-    for ids in np.split(np.arange(len(columns["sample_id"])), np.flatnonzero(np.diff(columns["sample_id"] // chunk_rows)) + 1):
+    for ids in np.split(
+        np.arange(len(columns["sample_id"])), np.flatnonzero(np.diff(columns["sample_id"] // chunk_rows)) + 1
+    ):
         scores = []
         for at in range(0, len(ids), batch_size):
             some = {name: column[ids[at : at + batch_size]] for name, column in columns.items()}

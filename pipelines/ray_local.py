@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from typing import Any
 
 from equipoise.models.errors import EquipoiseError
 
@@ -17,6 +18,13 @@ def logical_cpus(workers: int, actors: int) -> int:
 def threads_each(workers: int, actors: int) -> int:
     """Torch threads a process: cores over the processes that compute at the same time (lag 0: training or valuing)."""
     return max(1, (os.cpu_count() or 1) // max(workers, actors))
+
+
+def data_cpus_each(workers: int, actors: int) -> float:
+    """The CPUs that a worker's data pipeline may use: its share of what workers and actors leave."""
+    import ray
+
+    return max(1.0, (ray.cluster_resources().get("CPU", 0) - workers - actors) // workers)
 
 
 def start_ray(workers: int, actors: int, verbose: bool = False) -> None:
@@ -35,7 +43,7 @@ def start_ray(workers: int, actors: int, verbose: bool = False) -> None:
             logging.getLogger(name).setLevel(logging.ERROR)
         warnings.filterwarnings("ignore", module="ray")
     if not ray.is_initialized():
-        quiet = {
+        quiet: Any = {
             "log_to_driver": verbose,
             "logging_level": logging.INFO if verbose else logging.ERROR,
             "configure_logging": True,

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from equipoise.models.contract import MultimodalModel
     from equipoise.pipelines.sweeps import SweepResult
-    from equipoise.valuation.store import StoreInfo
 
 
 class Run:
@@ -48,7 +47,9 @@ class Run:
         return cls(path, load_config(path / "config.yaml"))
 
     def __repr__(self) -> str:
-        return f"Run({str(self.path)!r}, balancer={self.config.balancer.name!r}, resampler={self.config.resampler.name!r})"
+        return (
+            f"Run({str(self.path)!r}, balancer={self.config.balancer.name!r}, resampler={self.config.resampler.name!r})"
+        )
 
     @property
     def manifest(self) -> Manifest:
@@ -96,7 +97,9 @@ class Run:
         folder = self.values_folder(split, self._swept(split, epoch))
         return read_values(folder, self._expected(split), opener=open_parquet)
 
-    def matrix(self, split: str = "validation", epoch: str | int = "best", batch_size: int | None = None) -> pd.DataFrame:
+    def matrix(
+        self, split: str = "validation", epoch: str | int = "best", batch_size: int | None = None
+    ) -> pd.DataFrame:
         """Metrics of all 2^M - 1 coalitions on a split, full set first. Sweeps the best model over the split, in this
         process, where that has not been done yet.
         """
@@ -106,7 +109,9 @@ class Run:
 
         return pd.DataFrame(matrix_rows(self.result(split, epoch, batch_size), self.manifest.names))
 
-    def result(self, split: str, epoch: str | int = "best", batch_size: int | None = None, valuers: Any = None) -> SweepResult:
+    def result(
+        self, split: str, epoch: str | int = "best", batch_size: int | None = None, valuers: Any = None
+    ) -> SweepResult:
         """The sweep behind `matrix` and `values`."""
         from equipoise.pipelines.sweeps import read_result, run_sweep
 
@@ -123,7 +128,7 @@ class Run:
         best = self.checkpoints.best
         if best is None:
             raise EquipoiseError(f"The run in {self.path} has no validated checkpoint yet: let it finish an epoch.")
-        return self.checkpoints.folder / best["checkpoint"]
+        return self.checkpoints.folder / str(best["checkpoint"])
 
     def best_model(self) -> MultimodalModel:
         """The best epoch's model, on the CPU, in eval mode."""
@@ -142,7 +147,9 @@ class Run:
         """Where the resampling plan of an epoch lies, if it has one."""
         return self.path / "plans" / f"{epoch:04d}.npy"
 
-    def sweep(self, split: str, epoch: str | int, weights: Path, batch_size: int | None = None, ids: Path | None = None) -> Any:
+    def sweep(
+        self, split: str, epoch: str | int, weights: Path, batch_size: int | None = None, ids: Path | None = None
+    ) -> Any:
         """The `Sweep` of a split with some weights."""
         import torch
 

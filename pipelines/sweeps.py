@@ -69,7 +69,9 @@ def run_sweep(
         _hand_out(sweep, pending, valuers, finished)
     left = missing_chunks(folder, indices, sweep.info, opener=open_parquet)
     if left:
-        raise EquipoiseError(f"{len(left)} of {len(indices)} chunks of {sweep.split} have no values in {folder}: chunk {left[0]} first.")
+        raise EquipoiseError(
+            f"{len(left)} of {len(indices)} chunks of {sweep.split} have no values in {folder}: chunk {left[0]} first."
+        )
     result = SweepResult(_matrix(folder, indices, manifest), _contributions(folder, sweep))
     part = folder / f"matrix.{os.getpid()}.part"
     part.write_text(json.dumps({"matrix": result.matrix, "contributions": result.contributions}, indent=1))
@@ -87,15 +89,19 @@ def _indices(sweep: Sweep, manifest: Manifest) -> list[int]:
     if sweep.ids is None:
         return list(range(manifest.num_chunks(sweep.split)))
     ids = np.load(sweep.ids, mmap_mode="r", allow_pickle=False)
-    return np.unique(np.asarray(ids) // manifest.chunk_rows).tolist()
+    chunks: list[int] = np.unique(np.asarray(ids) // manifest.chunk_rows).tolist()
+    return chunks
 
 
-def _hand_out(sweep: Sweep, pending: list[int], valuers: Sequence[Any], finished: Callable[[dict[str, float], int], None]) -> None:
+def _hand_out(
+    sweep: Sweep, pending: list[int], valuers: Sequence[Any], finished: Callable[[dict[str, float], int], None]
+) -> None:
     """Each idle valuer takes the next chunk. Ray restarts a dead one and repeats its chunk, which writes the same file."""
     import ray
     from ray.exceptions import RayActorError
 
-    waiting, idle, busy = list(reversed(pending)), list(valuers), {}
+    waiting, idle = list(reversed(pending)), list(valuers)
+    busy: dict[Any, tuple[Any, int]] = {}
     while waiting or busy:
         while waiting and idle:
             valuer, chunk = idle.pop(), waiting.pop()
@@ -150,4 +156,6 @@ def matrix_rows(result: SweepResult, modalities: Sequence[str]) -> list[dict[str
     """The missing-modality matrix as rows: full set first, then by size, then in order."""
     sizes = members(len(modalities)).sum(axis=1)
     order = sorted(result.matrix, key=lambda c: (-sizes[c - 1], c))
-    return [{"coalition": coalition_name(c, modalities), "modalities": int(sizes[c - 1]), **result.matrix[c]} for c in order]
+    return [
+        {"coalition": coalition_name(c, modalities), "modalities": int(sizes[c - 1]), **result.matrix[c]} for c in order
+    ]

@@ -19,7 +19,5 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> 
 def matrix_table(rows: Sequence[dict[str, Any]], title: str) -> Table:
     """The missing-modality matrix: a row a coalition."""
     names = [name for name in rows[0] if name not in ("coalition", "modalities")]
-    cells = (
-        [row["coalition"], *(int(row[n]) if n == "rows" else row.get(n, "-") for n in names)] for row in rows
-    )
+    cells = ([row["coalition"], *(int(row[n]) if n == "rows" else row.get(n, "-") for n in names)] for row in rows)
     return table(title, ["modalities present", *names], cells)

@@ -6,7 +6,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from equipoise.balancers import BalancedStep
 from equipoise.datasets.opening import open_parquet
 from equipoise.datasets.reading import Reader
 from equipoise.models.batch import to_batch
+from equipoise.models.contract import MultimodalModel
 from equipoise.pipelines.assembly import assemble
 from equipoise.pipelines.batches import EpochSpec, rank_batches
 from equipoise.pipelines.checkpoint import Position
@@ -40,7 +41,7 @@ def train_worker(settings: Mapping[str, Any]) -> None:
         # A sentence for the user was written by the attempt before: trying again cannot mend what it names.
         return
     try:
-        Training(run, settings["valuers"], settings["threads"]).train()
+        Training(run, settings["valuers"], settings["threads"], settings["data_cpus"]).train()
     except Exception as error:
         write_sentence(run.path, error)
         raise
@@ -54,7 +55,7 @@ class Training:
     and repeats what came after it with the same batches and the same plans.
     """
 
-    def __init__(self, run: Run, valuers: Sequence[Any], threads: int) -> None:
+    def __init__(self, run: Run, valuers: Sequence[Any], threads: int, data_cpus: float) -> None:
         import ray.train
         import ray.train.torch
 
@@ -63,12 +64,13 @@ class Training:
         context = ray.train.get_context()
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
         self.leads = self.rank == 0
-        self.run, self.config, self.valuers = run, config, valuers
+        self.run, self.config, self.valuers, self.data_cpus = run, config, valuers, data_cpus
         self.manifest = run.manifest
         self.task = self.manifest.build_task()
         self.device = ray.train.torch.get_device()
         model = assemble(config, self.manifest)
-        self.model = ray.train.torch.prepare_model(model, parallel_strategy=None)
+        # Ray moves it to the device; the balanced step wraps it itself.
+        self.model = cast(MultimodalModel, ray.train.torch.prepare_model(model, parallel_strategy=None))
         self.balancer = balancers.get(config.balancer.name, **config.balancer.options)
         self.resampler = valuation.get(config.resampler.name, **config.resampler.options)
         self.optimizer = build_optimizer(self.model.parameters(), config.optimizer)
@@ -120,7 +122,7 @@ class Training:
             steps = min(steps, self.position.step + self.config.max_steps - self.step.step)
         began = time.perf_counter()
         first_batch = waited = computed = 0.0
-        for columns, wait in _timed(rank_batches(spec, self.manifest), steps - self.position.step):
+        for columns, wait in _timed(rank_batches(spec, self.manifest, self.data_cpus), steps - self.position.step):
             first_batch = first_batch or wait
             waited += wait
             at = time.perf_counter()
@@ -288,7 +290,11 @@ class Training:
         # Small validation splits tie often: the lower loss then decides, not the earlier epoch.
         if self.best is None or (value, -loss) > (self.best["value"], -self.best["loss"]):
             self.best = {
-                "epoch": epoch, "checkpoint": str(after), "metric": self.task.headline, "value": value, "loss": loss
+                "epoch": epoch,
+                "checkpoint": str(after),
+                "metric": self.task.headline,
+                "value": value,
+                "loss": loss,
             }
 
     # Checkpoints.
@@ -330,7 +336,9 @@ class Training:
 
     def _digest(self, epoch: int) -> str:
         plan = self._plan_of(epoch)
-        spec = EpochSpec(self.config.data, str(plan) if plan else None, self.config.seed, epoch, self.config.batch_size, 0, 1)
+        spec = EpochSpec(
+            self.config.data, str(plan) if plan else None, self.config.seed, epoch, self.config.batch_size, 0, 1
+        )
         return spec.entries(self.manifest).digest()
 
     def _resume(self) -> None:
@@ -367,5 +375,3 @@ def _timed(batches: Iterator[Any], limit: int) -> Iterator[tuple[Any, float]]:
         began = time.perf_counter()
         columns = next(batches)
         yield columns, time.perf_counter() - began
-
-

@@ -81,7 +81,7 @@ class Valuer:
         part = members(len(model.modalities))
         ids = sweep.chunk_ids(reader, chunk)
         # One coalition's sums and metric states over the chunk's rows that have one of its modalities.
-        tally = [{"rows": 0, "loss": 0.0, "metrics": task.metrics()} for _ in part]
+        tally: list[dict[str, Any]] = [{"rows": 0, "loss": 0.0, "metrics": task.metrics()} for _ in part]
         scores, presents = [], []
         for at in range(0, len(ids), sweep.batch_size):
             some = ids[at : at + sweep.batch_size]

@@ -43,7 +43,9 @@ class GlooPool:
         self._pipes, self._processes = [], []
         for rank in range(SIZE):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(rank, f"{self._folder.name}/rendezvous", theirs), daemon=True)
+            process = context.Process(
+                target=_serve, args=(rank, f"{self._folder.name}/rendezvous", theirs), daemon=True
+            )
             process.start()
             self._pipes.append(ours)
             self._processes.append(process)

@@ -8,7 +8,7 @@ and both roads.
 from itertools import combinations
 
 import torch
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from equipoise.balancers import Balancer
 
@@ -25,9 +25,7 @@ class GMDSketch(Balancer):
 
     def objectives(self, ctx):
         named = {"+".join(s): s for s in self.subsets(ctx.modalities)}
-        return {
-            n: ctx.mean(ctx.task.losses(ctx.fuse(s), ctx.target), n) for n, s in named.items() if ctx.counts[n]
-        }
+        return {n: ctx.mean(ctx.task.losses(ctx.fuse(s), ctx.target), n) for n, s in named.items() if ctx.counts[n]}
 
     def combine(self, gradients, ctx):
         gram, k = gradients.gram(), len(gradients.names)
@@ -67,7 +65,11 @@ class AGMSketch(Balancer):
         z = 0
         for m, part in self.parts(ctx).items():
             ratio = torch.tensor(2 * (level - s[m])).exp().item()
-            k = torch.tensor(self.alpha * min(torch.tensor(2 * (mean - running[m])).exp().item() - ratio, 10)).exp().item()
+            k = (
+                torch.tensor(self.alpha * min(torch.tensor(2 * (mean - running[m])).exp().item() - ratio, 10))
+                .exp()
+                .item()
+            )
             z = z + part.detach() + k * (part - part.detach())  # the value of the part, k times its gradient
         return {"fused": ctx.mean(ctx.task.losses(z, ctx.target))}
 

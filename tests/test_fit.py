@@ -67,9 +67,15 @@ def assert_same_run(run, plain):
 
 def test_the_run_folder_holds_the_run(plain, data):
     rows = plain.manifest.splits["train"].rows
-    assert {"config.yaml", "environment.json", "metrics.parquet", "steps.parquet", "values", "plans", "checkpoints"} <= {
-        p.name for p in plain.path.iterdir()
-    }
+    assert {
+        "config.yaml",
+        "environment.json",
+        "metrics.parquet",
+        "steps.parquet",
+        "values",
+        "plans",
+        "checkpoints",
+    } <= {p.name for p in plain.path.iterdir()}
     assert plain.metrics["epoch"].tolist() == [0, 1, 2]
     assert plain.steps["step"].tolist() == list(range(plain.metrics["steps"].sum()))
     assert np.isfinite(plain.steps["loss"]).all()

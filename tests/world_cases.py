@@ -83,8 +83,16 @@ CUTS = {
 
 
 def train(
-    rank: int, world: int, group: Any, name: str, options: Mapping[str, Any], how: Mapping[str, Any],
-    dtype_name: str, cut: str, micro: int, optimizer: str,
+    rank: int,
+    world: int,
+    group: Any,
+    name: str,
+    options: Mapping[str, Any],
+    how: Mapping[str, Any],
+    dtype_name: str,
+    cut: str,
+    micro: int,
+    optimizer: str,
 ) -> dict[str, np.ndarray]:
     """Twenty steps on this rank's rows; returns the parameters."""
     dtype = getattr(torch, dtype_name)

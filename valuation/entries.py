@@ -145,7 +145,8 @@ class EntryList:
 
     def _per_row(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Entries of each row before padding: int64 [n]."""
-        return 1 + self.plan.copies[rows].sum(axis=1, dtype=np.int64) + self.plan.repeats[rows]
+        added: NDArray[np.int64] = self.plan.copies[rows].sum(axis=1, dtype=np.int64) + self.plan.repeats[rows]
+        return 1 + added
 
     def _expand(self, rows: NDArray[np.int64]) -> NDArray[np.void]:
         """All entries of the rows, sample by sample."""
@@ -170,4 +171,4 @@ class EntryList:
 
     @property
     def _everything(self) -> int:
-        return 2**self.num_modalities - 1
+        return (1 << self.num_modalities) - 1

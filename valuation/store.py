@@ -51,7 +51,7 @@ class StoreInfo:
     model_hash: str
     manifest_hash: str
     split: str
-    epoch: int
+    epoch: str
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:

@@ -49,7 +49,8 @@ def pack(score: NDArray[Any], kind: pa.DataType) -> pa.Array:
 def unpack(column: pa.Array, width: int, graded: bool) -> NDArray[Any]:
     """The inverse of `pack`: scores [n, width]."""
     if graded:
-        return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), width)
+        flat: NDArray[Any] = column.flatten().to_numpy(zero_copy_only=False)
+        return flat.reshape(len(column), width)
     if pa.types.is_uint8(column.type):
         packed = column.to_numpy(zero_copy_only=False)[:, None]
     else:
