@@ -91,14 +91,13 @@ class StepContext:
         if key not in self._fused:
             keep = torch.tensor([m in members for m in self.modalities], device=self.present.device)
             present = self.present & keep
-            if self.model.late_fusion and self.outputs.features is None:
-                raise EquipoiseError(f"{type(self.model).__name__} says late_fusion=True but returns no features.")
             with self.precision():
-                logits = (
-                    self.model.fuse(self.outputs.features, present)
-                    if self.model.late_fusion and self.outputs.features is not None
-                    else self.model(self.batch["inputs"], present).logits
-                )
+                if not self.model.late_fusion:
+                    logits = self.model(self.batch["inputs"], present).logits
+                elif self.outputs.features is None:
+                    raise EquipoiseError(f"{type(self.model).__name__} says late_fusion=True but returns no features.")
+                else:
+                    logits = self.model.fuse(self.outputs.features, present)
             self._fused[key] = self.full(logits)
         return self._fused[key]
 

@@ -12,7 +12,7 @@ from equipoise.models.batch import Batch
 
 
 class ModalityDropout(Joint):
-    """Mask modalities of a row before the forward pass, never all that it has (ModDrop, Neverova et al. 2016, section 3.3).
+    """Mask modalities of a row before the forward pass, never all that it has (ModDrop, Neverova et al., TPAMI 2016).
 
     `distribution="independent"`: each present modality is dropped with probability `p`; where all would be, the one that
     came nearest to staying stays. `"uniform"`: every non-empty subset of the present modalities is equally likely.

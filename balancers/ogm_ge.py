@@ -15,9 +15,8 @@ class OGMGE(OGM):
         g <- k_m g + N(0, std(g)^2), tensor by tensor, std that of the gradient before it is scaled
 
     in the epochs that are modulated, for the weights (two dimensions or more) that a modality owns; biases and gains get
-    no noise. The noise is drawn from
-    (seed, step, tensor), so it is the same on every worker. The authors' code adds noise to 4-D weights only and draws it
-    anew on every worker, so replicas drift apart.
+    no noise. The noise is drawn from (seed, step, tensor), so it is the same on every worker. The authors' code adds
+    noise to 4-D weights only and draws it anew on every worker, so replicas drift apart.
     """
 
     name = "ogm_ge"

@@ -22,7 +22,7 @@ from equipoise.balancers.balancer import Balancer
 from equipoise.balancers.context import StepContext, reduce_sums
 from equipoise.balancers.gradients import Gradients, Layout
 from equipoise.models.batch import Batch, check_batch
-from equipoise.models.contract import MultimodalModel, Outputs, check_ownership
+from equipoise.models.contract import MultimodalModel, check_ownership
 from equipoise.models.errors import EquipoiseError
 from equipoise.models.task import Task
 
@@ -198,9 +198,13 @@ class BalancedStep:
 
     def _forward(self, ctx: StepContext) -> None:
         with ctx.precision():
-            logits, unimodal, features = self.model(ctx.batch["inputs"], ctx.present)
-        unimodal = None if unimodal is None else {m: ctx.full(z) for m, z in unimodal.items()}
-        ctx.outputs = Outputs(ctx.full(logits), unimodal, features)
+            ctx.outputs = self.model(ctx.batch["inputs"], ctx.present)
+        if self.autocast is not None:
+            logits, unimodal = ctx.outputs.logits, ctx.outputs.unimodal_logits
+            ctx.outputs = ctx.outputs._replace(
+                logits=ctx.full(logits),
+                unimodal_logits=None if unimodal is None else {m: ctx.full(z) for m, z in unimodal.items()},
+            )
 
     def _statistics(self, ctx: StepContext) -> dict[str, Tensor]:
         with torch.no_grad():
@@ -312,12 +316,19 @@ def _move(batch: Batch, device: torch.device) -> Batch:
     )
 
 
+def _noisy(module: nn.Module) -> bool:
+    """Whether a layer's output depends on other rows or on chance."""
+    if isinstance(module, nn.RNNBase):
+        return bool(module.dropout > 0 and module.num_layers > 1)
+    if isinstance(module, nn.MultiheadAttention):
+        return bool(module.dropout > 0)
+    if isinstance(module, nn.modules.dropout._DropoutNd):
+        return module.p > 0
+    return isinstance(module, nn.modules.batchnorm._BatchNorm)
+
+
 def _warn_of_noise(model: nn.Module) -> None:
-    noisy = {
-        type(m).__name__
-        for m in model.modules()
-        if isinstance(m, nn.modules.batchnorm._BatchNorm) or (isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0)
-    }
+    noisy = {type(m).__name__ for m in model.modules() if _noisy(m)}
     if noisy:
         warnings.warn(
             f"The model has {', '.join(sorted(noisy))} layers: N workers then equal one worker in distribution only, and "

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from equipoise.models.errors import EquipoiseError
 
@@ -113,7 +114,8 @@ def main() -> None:
     try:
         app()
     except EquipoiseError as error:
-        Console(stderr=True).print(f"[bold red]equipoise:[/bold red] {error}", highlight=False, soft_wrap=True)
+        # Text, not markup: a path or a shape in the sentence may look like a tag.
+        Console(stderr=True).print(Text.assemble(("equipoise: ", "bold red"), str(error)), soft_wrap=True)
         raise SystemExit(2) from None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from equipoise import balancers, valuation
 from equipoise.models import ModelConfig
 from equipoise.models.errors import EquipoiseError, unknown
+
+_NAMING = ("balancer", "balancer.name", "resampler", "resampler.name")
 
 
 class Section(BaseModel):
@@ -97,7 +99,8 @@ class Config(Section):
 def load_config(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | Sequence[str] = ()) -> Config:
     """A `Config` from a YAML file or a mapping, with overrides as {"balancer.options.alpha": 0.3} or ["key=value"].
 
-    Values of "key=value" are read as YAML. Naming another balancer or resampler drops the options of the former one.
+    Values of "key=value" are read as YAML. Naming another balancer or resampler drops the options of the former one;
+    naming the same one keeps them.
 
     Raises:
         EquipoiseError: no such file, not a mapping, an unknown key (the nearest is named), a value out of bounds.
@@ -112,15 +115,17 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Mapping[str, 
             raise EquipoiseError(
                 f"No configuration at {where}: give a YAML file, such as examples/digits.yaml."
             ) from None
-        except yaml.YAMLError as error:
+        except (UnicodeDecodeError, yaml.YAMLError) as error:
             raise EquipoiseError(f"{where} is not YAML: {error}") from None
+        except OSError as error:
+            raise EquipoiseError(f"Cannot read the configuration {where}: {error.strerror}.") from None
         if not isinstance(raw, dict):
             raise EquipoiseError(f"{where} must hold `key: value` lines, such as `balancer: joint`.")
     if not isinstance(overrides, Mapping):
         overrides = pairs(overrides)
     raw = {k: {"name": v} if k in ("balancer", "resampler") and isinstance(v, str) else v for k, v in raw.items()}
-    # Short keys first: `balancer=ogm balancer.options.alpha=0.1` means the same in either order.
-    for key, value in sorted(overrides.items(), key=lambda item: item[0].count(".")):
+    # Names, then short keys: `balancer=ogm balancer.options.alpha=0.1` means the same in either order.
+    for key, value in sorted(overrides.items(), key=lambda item: (item[0] not in _NAMING, item[0].count("."))):
         _set(raw, key, value)
     try:
         return Config.model_validate(raw)
@@ -147,13 +152,18 @@ def _parse(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise EquipoiseError(f"Overrides are written key=value, such as max_steps=400; found {text!r}.")
-    return key, yaml.safe_load(value)
+    try:
+        return key, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise EquipoiseError(f"The value of the override {text!r} is not YAML: {error}") from None
 
 
 def _set(raw: dict[str, Any], key: str, value: Any) -> None:
     *path, last = key.split(".")
-    if key in ("balancer", "resampler") and isinstance(value, str):
-        value = {"name": value}
+    if key in _NAMING and isinstance(value, str):
+        path, last = [], key.removesuffix(".name")
+        former = raw.get(last)
+        value = former if isinstance(former, Mapping) and former.get("name") == value else {"name": value}
     at = raw
     for part in path:
         at[part] = dict(at[part]) if isinstance(at.get(part), Mapping) else {}
@@ -169,18 +179,31 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _sentence(error: ValidationError, where: str) -> EquipoiseError:
-    first = error.errors()[0]
+    found = error.errors()
+    # A misspelt key may leave a required one missing as well: name the misspelling.
+    first = next((e for e in found if e["type"] == "extra_forbidden"), found[0])
     if isinstance(cause := first.get("ctx", {}).get("error"), EquipoiseError):
         return cause
     path = [str(part) for part in first["loc"]]
     key = ".".join(path)
     if first["type"] == "extra_forbidden":
-        model: Any = Config
-        for part in path[:-1]:
-            model = model.model_fields[part].annotation
-        near = unknown("config key", path[-1], model.model_fields)
+        near = unknown("config key", path[-1], _section(path[:-1]).model_fields)
         inside = f" under {'.'.join(path[:-1])!r}" if path[:-1] else ""
         return EquipoiseError(f"{near}".replace(f"{path[-1]!r}:", f"{key!r} in {where}{inside}:", 1))
     if first["type"] == "missing":
         return EquipoiseError(f"{where} gives no {key!r}: add `{key}: ...` or pass {key}=... on the command line.")
+    if first["type"] == "model_type":
+        keys = _section(path).model_fields
+        return EquipoiseError(
+            f"Config key {key!r} in {where} is a section with the keys {', '.join(keys)}, found {first['input']!r}: write "
+            f"{key}.{next(iter(keys))}=..., or leave it out."
+        )
     return EquipoiseError(f"Config key {key!r} in {where}: {first['msg']}, found {first['input']!r}.")
+
+
+def _section(path: Sequence[str]) -> type[BaseModel]:
+    """The section at a path of keys. Under `model.encoders`, any modality's name leads to the same one."""
+    at: Any = Config
+    for part in path:
+        at = get_args(at)[1] if get_origin(at) is dict else at.model_fields[part].annotation
+    return at

@@ -75,4 +75,4 @@ def accuracy_table(runs: dict[str, Run], names: tuple[str, ...]) -> Any:
 def contribution_table(runs: dict[str, Run], names: tuple[str, ...]) -> Any:
     """Mean Shapley contributions of the modalities on train, by the best checkpoint."""
     rows = [[title, *(run.result("train").contributions[m] for m in names)] for title, run in runs.items()]
-    return table("Mean contribution to train predictions (1 = an equal share of a right one)", ["run", *names], rows)
+    return table("Mean contribution on train (1 = an equal share)", ["run", *names], rows)

@@ -7,11 +7,13 @@ from rich.table import Table
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
-    """A plain table: the first column to the left, numbers to the right, floats with three digits."""
+    """A plain table: text to the left, numbers to the right, floats with three digits."""
     out = Table(title=title, title_justify="left", title_style="bold")
+    shown = list(rows)
     for i, column in enumerate(columns):
-        out.add_column(column, justify="left" if i == 0 else "right")
-    for row in rows:
+        numbers = any(isinstance(row[i], int | float) for row in shown)
+        out.add_column(column, justify="right" if numbers else "left")
+    for row in shown:
         out.add_row(*(f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row))
     return out
 

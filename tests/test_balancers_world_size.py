@@ -87,6 +87,12 @@ def test_dropped_modalities(gloo, fusion):
     check(gloo, "summed", how={"fusion": fusion, "absence": "drop", "unimodal": "heads"}, cut="empty")
 
 
+@pytest.mark.parametrize("absence", ["drop", "input"])
+@pytest.mark.parametrize("name", ["joint", "modality_dropout", "gmd"])
+def test_early_fusion(gloo, name, absence):
+    check(gloo, name, how={"early": True, "absence": absence, "unimodal": "coalition"}, cut="empty", optimizer="adamw")
+
+
 @pytest.mark.parametrize("options", [{"apply": "update"}, {"ends": 2}])
 def test_ogm_options(gloo, options):
     check(gloo, "ogm", options=options, how={"unimodal": "heads"}, cut="uneven", optimizer="adamw")
