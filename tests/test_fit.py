@@ -281,3 +281,12 @@ def test_a_workers_sentence_reaches_the_user(ray_cluster, data, tmp_path):
         )
     assert Run.open(tmp_path / "c").checkpoints.positions() == []
     assert time.monotonic() - began < 100
+
+
+def test_training_without_ray_ends_with_the_same_parameters(plain):
+    from equipoise.pipelines.light import train_light
+
+    run = train_light(plain.config.model_copy(update={"workers": 1}))
+    for name, tensor in weights(plain).items():
+        torch.testing.assert_close(run.last[name], tensor, rtol=2e-4, atol=2e-6)
+    assert run.best["epoch"] == plain.checkpoints.best["epoch"]
