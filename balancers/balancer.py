@@ -101,6 +101,10 @@ class Balancer:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what `state_dict` gave."""
+        if state:
+            raise NotImplementedError(
+                f"{type(self).__name__} has a state_dict but no load_state_dict: a resumed run would lose {', '.join(state)}."
+            )
 
     def check(self, model: MultimodalModel, task: Task) -> None:
         """Raise an `EquipoiseError` where this method is not defined for the model or the task."""

@@ -175,6 +175,9 @@ class MSESSketch(Balancer):
     def state_dict(self):
         return {"best": dict(self.best), "stale": dict(self.stale)}
 
+    def load_state_dict(self, state):
+        self.best, self.stale = dict(state["best"]), dict(state["stale"])
+
 
 class SeparateSummed(Balancer):
     """Fused and unimodal losses kept apart and added: must give what `summed` gives on the DDP road."""

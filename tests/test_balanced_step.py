@@ -388,6 +388,12 @@ def test_a_resume_without_the_step_s_state_would_differ():
         assert any(not torch.equal(a[n], b[n]) for n in a), name
 
 
+def test_a_state_that_nobody_takes_back_is_an_error():
+    step = make_step(Counting())
+    with pytest.raises(NotImplementedError, match="Counting has a state_dict but no load_state_dict: .* lose steps"):
+        step.load_state_dict(step.state_dict())
+
+
 def test_micro_batches_report_like_one_batch():
     whole, parts = make_step("ogm"), make_step("ogm")
     data = batch()

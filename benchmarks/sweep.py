@@ -1,0 +1,193 @@
+"""What a sweep costs beside one evaluation pass: `python -m benchmarks.sweep`, from the root of the repository.
+
+Each round times, one after another and in turning order: a plain evaluation pass (`model(inputs, present)` in eval mode), the
+encoders alone (`model.features`), the sweep by head calls, the sweep by addition where the head is linear, and the naive
+sweep (a full forward a coalition; the model skips the encoders of modalities outside it, so about 2^(M-1) plain passes). Ratios
+are medians of the ratios within a round, so that a busy machine bends them less. All score tables must be equal.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from torch import Tensor
+
+from equipoise.models import Batch, Classification, EncoderConfig, LateFusion, Modality, Task, build_encoder
+from equipoise.pipelines.tables import table
+from equipoise.valuation import members, sweep
+
+TARGET, HEAVY = 1.10, 0.90
+TASK = Classification(10)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model of M modalities of one shape, through one kind of encoder."""
+
+    title: str
+    num_modalities: int
+    shape: tuple[int, ...]
+    encoder: EncoderConfig
+    fusion: str = "concat"
+
+    def build(self) -> LateFusion:
+        kind = "image" if len(self.shape) == 3 else "array"
+        modalities = [Modality(name=f"m{i}", kind=kind, shape=self.shape) for i in range(self.num_modalities)]
+        encoders = {m.name: build_encoder(self.encoder, m) for m in modalities}
+        return LateFusion(encoders, TASK.num_outputs, self.fusion).eval()  # type: ignore[arg-type]
+
+    def batches(self, rows: int, batch_size: int, device: torch.device) -> list[Batch]:
+        return [self._batch(first, min(batch_size, rows - first), device) for first in range(0, rows, batch_size)]
+
+    def _batch(self, first: int, rows: int, device: torch.device) -> Batch:
+        return Batch(
+            sample_id=torch.arange(first, first + rows, device=device),
+            copy=torch.zeros(rows, dtype=torch.int16, device=device),
+            inputs={f"m{i}": torch.randn(rows, *self.shape, device=device) for i in range(self.num_modalities)},
+            present=torch.ones(rows, self.num_modalities, dtype=torch.bool, device=device),
+            target=torch.randint(0, TASK.num_outputs, (rows,), device=device),
+        )
+
+
+SMALL = EncoderConfig(kind="mlp", hidden=64)
+SIGNAL = EncoderConfig(kind="cnn1d", hidden=64, depth=2)
+IMAGE = EncoderConfig(kind="cnn2d", hidden=32, depth=3)
+CASES = [
+    *(Case("images, 3 x 64 x 64, cnn2d", m, (3, 64, 64), IMAGE) for m in (2, 3, 6)),
+    *(Case("signals, 100 x 3, cnn1d", m, (100, 3), SIGNAL) for m in (2, 3, 6)),
+    Case("images, gated fusion", 2, (3, 64, 64), IMAGE, "gated"),
+    *(Case("small, 16, mlp", m, (16,), SMALL) for m in (2, 3, 6)),
+]
+
+
+def plain(model: LateFusion, batch: Batch) -> Tensor:
+    with torch.no_grad():
+        return model(batch["inputs"], batch["present"]).logits
+
+
+def encoders(model: LateFusion, batch: Batch) -> dict[str, Tensor]:
+    with torch.no_grad():
+        return model.features(batch["inputs"], batch["present"])
+
+
+def naive(model: LateFusion, batch: Batch, task: Task = TASK) -> Tensor:
+    """The score table by a full forward a coalition."""
+    present = batch["present"]
+    columns = []
+    with torch.no_grad():
+        for inside in torch.from_numpy(members(present.shape[1])).to(present.device):
+            logits = model(batch["inputs"], present & inside).logits
+            columns.append(task.benefit(logits, batch["target"]) != 0)
+    return torch.stack(columns, dim=1)
+
+
+def measure(case: Case, rows: int, batch_size: int, rounds: int, warmup: int, device: torch.device) -> dict[str, Any]:
+    """Median seconds over the rows, and median ratios, of one case."""
+    torch.manual_seed(0)
+    model = case.build().to(device)
+    batches = case.batches(rows, batch_size, device)
+    ways: dict[str, Callable[[Batch], Any]] = {
+        "plain": lambda batch: plain(model, batch),
+        "encoders": lambda batch: encoders(model, batch),
+        "sweep": lambda batch: sweep(model, batch, TASK),
+        "naive": lambda batch: naive(model, batch),
+    }
+    if model.linear_head:
+        ways["shortcut"] = lambda batch: sweep(model, batch, TASK, shortcut=True)
+    check_equal(case, ways, batches)
+
+    def seconds(way: Callable[[Batch], Any]) -> float:
+        began = time.perf_counter()
+        for batch in batches:
+            way(batch)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - began
+
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    order = list(ways)
+    for turn in range(warmup + rounds):
+        order = [*order[1:], order[0]]
+        for name in order:
+            took = seconds(ways[name])
+            if turn >= warmup:
+                times[name].append(took)
+    found: dict[str, Any] = {name: statistics.median(values) for name, values in times.items()}
+    for name in ("encoders", "sweep", "shortcut", "naive"):
+        if name in times:
+            found[f"{name}/plain"] = statistics.median(a / b for a, b in zip(times[name], times["plain"]))
+    return found
+
+
+def check_equal(case: Case, ways: dict[str, Callable[[Batch], Any]], batches: list[Batch]) -> None:
+    """All ways must give the same scores; the plain pass, those of all modalities together."""
+    for batch in batches:
+        tables = {name: ways[name](batch) for name in ("naive", "sweep", "shortcut") if name in ways}
+        whole = TASK.benefit(ways["plain"](batch), batch["target"]) != 0
+        assert torch.equal(whole, tables["naive"][:, -1]), f"{case.title}: the plain pass differs"
+        for name, found in tables.items():
+            assert torch.equal(found, tables["naive"]), f"{case.title}, M={case.num_modalities}: {name} differs from naive"
+
+
+def machine(device: torch.device) -> str:
+    model = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), model)
+    gpu = f", {torch.cuda.get_device_name()}" if device.type == "cuda" else ""
+    load = f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "?"
+    return (
+        f"{model}, {os.cpu_count()} cores{gpu}; torch {torch.__version__}, {torch.get_num_threads()} threads; Python "
+        f"{platform.python_version()}; load average at the start {load}"
+    )
+
+
+def main(
+    rounds: Annotated[int, typer.Option(help="timed rounds a case", min=1)] = 15,
+    warmup: Annotated[int, typer.Option(help="rounds before them", min=1)] = 2,
+    rows: Annotated[int, typer.Option(help="rows of a pass", min=1)] = 256,
+    batch_size: Annotated[int, typer.Option(help="rows of a forward", min=1)] = 256,
+    threads: Annotated[int, typer.Option(help="torch threads; 0: torch's own choice")] = 0,
+    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+    only: Annotated[str, typer.Option(help="cases whose title holds this")] = "",
+    out: Annotated[Path | None, typer.Option(help="also write the figures here, as JSON")] = None,
+) -> None:
+    """Time plain passes, sweeps and naive sweeps, and print them side by side."""
+    if threads:
+        torch.set_num_threads(threads)
+    console, where = Console(width=120), torch.device(device)
+    title = machine(where)
+    results = []
+    for case in CASES:
+        if only in case.title:
+            found = measure(case, rows, batch_size, rounds, warmup, where)
+            results.append({"case": case.title, "M": case.num_modalities, "rows": rows, **found})
+    shown = []
+    for r in results:
+        heavy = r["encoders/plain"] >= HEAVY
+        verdict = ("met" if r["sweep/plain"] <= TARGET else "MISSED") if heavy else "-"
+        milliseconds = [f"{1e3 * r[name]:.1f}" if name in r else "-" for name in ("plain", "sweep", "shortcut", "naive")]
+        ratios = [f"{r[name]:.2f}" if name in r else "-" for name in ("sweep/plain", "shortcut/plain", "naive/plain")]
+        share = f"{min(1.0, r['encoders/plain']):.0%}"
+        shown.append([r["case"], r["M"], share, *milliseconds, *ratios, verdict])
+    columns = ["model", "M", "encoders", "plain ms", "sweep ms", "added ms", "naive ms", "sweep/plain", "added/plain"]
+    columns += ["naive/plain", f"<= {TARGET:.2f}"]
+    console.print(table(f"One sweep of {rows} rows in batches of {batch_size}, median of {rounds} rounds", columns, shown))
+    console.print(title)
+    if out is not None:
+        out.write_text(json.dumps({"machine": title, "rounds": rounds, "results": results}, indent=1))
+
+
+if __name__ == "__main__":
+    typer.run(main)
