@@ -92,7 +92,7 @@ class Balancer:
         self, validation: Mapping[int, Mapping[str, float]], contributions: Mapping[str, float] | None
     ) -> None:
         """After validation, on every worker alike: metrics by coalition id, and the mean contribution of each modality
-        on the training set where a sweep of it was made.
+        on the training set where a sweep of it was made. A cell may be NaN where no row has a modality.
         """
 
     def state_dict(self) -> dict[str, Any]:

@@ -145,9 +145,11 @@ class BalancedStep:
 
         if gradients is not None:
             self._write(gradients, self.balancer.combine(gradients, last))
+        # Before `modulate`, which may change the balancer's state: a refused step leaves everything as it was.
+        self._refuse_nonfinite_gradient(last)
         self.balancer.modulate(self._by_owner(lambda p: p.grad), last)
         if self.clip_norm is not None:
-            last.report("gradient_norm", float(nn.utils.clip_grad_norm_(self.layout.parameters, self.clip_norm)))
+            nn.utils.clip_grad_norm_(self.layout.parameters, self.clip_norm)
         self._update(last)
         self.step += 1
         return StepResult(sum(losses.values()), losses, dict(last.reports))
@@ -186,14 +188,26 @@ class BalancedStep:
             ctx.rows = {
                 "rows": torch.ones_like(batch["sample_id"], dtype=torch.bool),
                 **{m: ctx.has(m) for m in self.model.modalities},
-                **self.balancer.rows(ctx.batch, ctx),
             }
+            for name, mask in self.balancer.rows(ctx.batch, ctx).items():
+                if name in ctx.rows and not torch.equal(mask, ctx.rows[name]):
+                    raise EquipoiseError(
+                        f"Balancer {self.balancer.name!r} names rows {name!r}, which already means others: rename them."
+                    )
+                ctx.rows[name] = mask
             local = torch.stack([mask.sum() for mask in ctx.rows.values()]).to(torch.float64)
             counts = local if not contexts else counts + local
             contexts.append(ctx)
-        counts = contexts[0].reduce(counts)
+        # The number of micro-batches travels along, with its square: workers that differ in it would wait for ever.
+        micro = counts.new_tensor([len(contexts), len(contexts) ** 2])
+        *reduced, total, squares = contexts[0].reduce(torch.cat([counts, micro])).tolist()
+        if total**2 != self.world_size * squares:
+            raise EquipoiseError(
+                f"The workers gave different numbers of micro-batches to step {self.step} (this one {len(contexts)}): give "
+                "every worker equally many, some of them without rows if need be."
+            )
         for ctx in contexts:
-            ctx.counts = dict(zip(ctx.rows, counts.tolist(), strict=True))
+            ctx.counts = dict(zip(ctx.rows, reduced, strict=True))
         return contexts
 
     def _forward(self, ctx: StepContext) -> None:
@@ -282,6 +296,19 @@ class BalancedStep:
                     "all workers and no parameter changed. Look for NaN or huge values in the inputs, or lower the "
                     "learning rate."
                 )
+
+    def _refuse_nonfinite_gradient(self, ctx: StepContext) -> None:
+        """Refuse a gradient that is not finite, on all workers alike since it is reduced."""
+        owned = self._by_owner(lambda p: p.grad)
+        norm = nn.utils.get_total_norm([g for gradients in owned.values() for g in gradients])
+        if not math.isfinite(float(norm)):
+            bad = [owner for owner, found in owned.items() if any(not bool(g.isfinite().all()) for g in found)]
+            raise EquipoiseError(
+                f"The gradient of {' and '.join(map(repr, bad)) or 'all parameters together'} is not finite in step "
+                f"{self.step} of epoch {self.epoch}, though the losses are: the step was refused on all workers and no "
+                "parameter changed. Look for a derivative without a bound (sqrt at 0, log of 0), or lower the learning rate."
+            )
+        ctx.report("gradient_norm", float(norm))
 
     def _write(self, gradients: Gradients, combined: Tensor) -> None:
         for p, part, used in zip(self.layout.parameters, self.layout.tensors, self._used.tolist(), strict=True):

@@ -22,7 +22,23 @@ SPLITS = ("train", "validation", "test")
 MAX_MODALITIES = 16  # the bits of the `present` column
 
 # Columns of a batch, of a shard, or of a bucket.
-_RESERVED = frozenset({"sample_id", "source_id", "group", "present", "target", "copy", "hash", "split", "label"})
+_RESERVED = frozenset(
+    {
+        "sample_id",
+        "source_id",
+        "group",
+        "present",
+        "target",
+        "copy",
+        "hash",
+        "split",
+        "label",
+        "rows",
+        "fused",
+        "shared",
+        "head",
+    }
+)
 _Count = Annotated[int, Field(ge=1)]
 
 
@@ -211,6 +227,8 @@ def check_modalities(modalities: tuple[Modality, ...]) -> None:
 
 def check_layout(chunk_rows: int, shard_rows: int) -> None:
     """Raise `EquipoiseError` unless a shard is a whole number of chunks."""
+    if not isinstance(chunk_rows, int) or not isinstance(shard_rows, int):
+        raise EquipoiseError(f"chunk_rows and shard_rows are whole numbers, found {chunk_rows!r} and {shard_rows!r}.")
     if chunk_rows < 1 or shard_rows < 1 or shard_rows % chunk_rows:
         raise EquipoiseError(
             f"shard_rows must be a positive multiple of chunk_rows, found shard_rows={shard_rows}, chunk_rows={chunk_rows}."

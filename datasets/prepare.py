@@ -60,7 +60,8 @@ def prepare(
         raise EquipoiseError(f"seed must be an integer of 0 or more, found {seed!r}.")
     if bad_rows not in ("raise", "skip"):
         raise unknown("choice for bad_rows", str(bad_rows), ("raise", "skip"))
-    if len(fractions) != 3 or min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-6:
+    numbers = isinstance(fractions, Sequence) and all(isinstance(share, int | float) for share in fractions)
+    if not numbers or len(fractions) != 3 or min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-6:
         raise EquipoiseError(
             f"fractions must be three positive shares of train, validation and test that sum to 1, found {fractions}."
         )

@@ -21,11 +21,13 @@ _OPEN_FILES = 8
 class Reader:
     """Decoded columns of the data set in the folder `root`.
 
-    `decoded` counts the values decoded since construction, {modality: n}. A Reader may be pickled: its files are opened
-    again where it arrives, and it is an error if the data set there is no longer the same.
+    `decoded` counts the values decoded since construction, {modality: n}, `row_groups` the reads from files. Up to
+    `cache_bytes` of the columns read last are kept as they lie on disk, for a caller that comes back to the same chunks.
+    A Reader may be pickled: its files are opened again where it arrives, and it is an error if the data set there is no
+    longer the same.
     """
 
-    def __init__(self, root: str | os.PathLike[str], manifest_hash: str | None = None) -> None:
+    def __init__(self, root: str | os.PathLike[str], manifest_hash: str | None = None, cache_bytes: int = 0) -> None:
         self.root = Path(root).absolute()
         self.manifest = Manifest.load(self.root)
         if manifest_hash not in (None, self.manifest.hash):
@@ -33,12 +35,16 @@ class Reader:
                 f"{self.root} is not the data set that was asked for: its hash is {self.manifest.hash[:12]}, not "
                 f"{str(manifest_hash)[:12]}. Give the folder of the original, or start again with this one."
             )
+        self.row_groups = 0
         self.decoded: Counter[str] = Counter(dict.fromkeys(self.manifest.names, 0))
         self._files: OrderedDict[str, pq.ParquetFile] = OrderedDict()
         self._decoders: dict[str, Decoder] = {}
+        self._cache_bytes = cache_bytes
+        self._cached: OrderedDict[tuple[str, int, str], pa.ChunkedArray] = OrderedDict()
+        self._held = 0
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Reader, (self.root, self.manifest.hash)
+        return Reader, (self.root, self.manifest.hash, self._cache_bytes)
 
     def read(self, split: str, sample_ids: ArrayLike, keep: ArrayLike | None = None) -> dict[str, np.ndarray]:
         """The rows of `sample_ids` (int[n]; any order, repeats allowed), in that order.
@@ -143,7 +149,25 @@ class Reader:
         return self.manifest.splits[split].shards[number], row_group
 
     def _table(self, split: str, chunk: int, columns: list[str]) -> pa.Table:
+        """These columns of one chunk, from the cache as far as it holds them."""
+        wanted = [column for column in columns if (split, chunk, column) not in self._cached]
+        fresh = self._read_table(split, chunk, wanted) if wanted else None
+        out: dict[str, pa.ChunkedArray] = {}
+        for column in columns:
+            key = (split, chunk, column)
+            if key in self._cached:
+                self._cached.move_to_end(key)
+            elif fresh is not None:
+                self._cached[key] = fresh[column]
+                self._held += fresh[column].nbytes
+            out[column] = self._cached[key]
+        while self._held > self._cache_bytes and self._cached:
+            self._held -= self._cached.popitem(last=False)[1].nbytes
+        return pa.table(out)
+
+    def _read_table(self, split: str, chunk: int, columns: list[str]) -> pa.Table:
         """These columns of one chunk. Raises `EquipoiseError` if its rows are not the manifest's."""
+        self.row_groups += 1
         ids = self.manifest.chunk_ids(split, chunk)
         shard, row_group = self._place(split, chunk)
         path = self.root / shard.file

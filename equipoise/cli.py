@@ -40,7 +40,7 @@ def prepare(
     from equipoise.datasets.prepare import prepare
     from equipoise.pipelines.config import pairs
 
-    manifest = prepare(name, out, seed=seed, overwrite=overwrite, **pairs(options or []))
+    manifest = prepare(name, out, **{"seed": seed, "overwrite": overwrite, **pairs(options or [])})
     if manifest.terms:
         console.print(manifest.terms, style="yellow")
     sizes = ", ".join(f"{split.rows} {title}" for title, split in manifest.splits.items())

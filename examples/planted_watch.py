@@ -70,7 +70,9 @@ class Found:
     matrix: dict[int, dict[str, float]]
 
 
-def plant(columns: dict[str, np.ndarray], modality: str, seed: int, share: float = 1 / 3) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def plant(
+    columns: dict[str, np.ndarray], modality: str, seed: int, share: float = 1 / 3
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Columns in which a random `share` of the rows has the modality of a row of another class, and which rows: bool [n].
 
     Which rows, and whose data they get, are hashes of (seed, sample_id).
@@ -147,9 +149,7 @@ def report(folds: Sequence[dict[str, Found]], console: Console, resamples: int =
     for k, fold in enumerate(folds):
         for title, found in fold.items():
             per_fold[title].append(cells(found))
-            rows.append(
-                [f"fold {k}", title, f"{len(found.replaced)}", *(shown(*cell) for cell in per_fold[title][-1])]
-            )
+            rows.append([f"fold {k}", title, f"{len(found.replaced)}", *(shown(*cell) for cell in per_fold[title][-1])])
     for title, values in per_fold.items():
         pairs = np.array(values)  # [folds, 3, 2]
         means, errors = pairs[:, :, 0].mean(axis=0), np.sqrt((pairs[:, :, 1] ** 2).sum(axis=0)) / len(pairs)
@@ -163,7 +163,9 @@ def report(folds: Sequence[dict[str, Found]], console: Console, resamples: int =
         rows.append(["pooled", title, f"{len(pooled.replaced)}", *(shown(*cell) for cell in found)])
         summary[title] |= {"auc": found[1][0], "graded": found[2][0]}
     columns = ["test subjects", "method", "windows", "accuracy, intact", "AUC", "AUC, graded benefit"]
-    console.print(table("Replaced accelerometers by contribution (standard error: bootstrap over windows)", columns, rows))
+    console.print(
+        table("Replaced accelerometers by contribution (standard error: bootstrap over windows)", columns, rows)
+    )
     return summary
 
 

@@ -25,8 +25,10 @@ def check_names(modalities: Iterable[str]) -> tuple[str, ...]:
                 f"Modality name {name!r} is not a plain identifier, or torch's modules use it themselves: rename the "
                 "modality, for example to 'audio'."
             )
-        if name in ("shared", "head"):
-            raise EquipoiseError(f"Modality name {name!r} is the name of a parameter group: rename the modality.")
+        if name in ("shared", "head", "rows", "fused"):
+            raise EquipoiseError(
+                f"Modality name {name!r} is the name of a parameter group, a count or an objective: rename the modality."
+            )
         if f"{name}_length" in names:
             raise EquipoiseError(
                 f"Modality name {name + '_length'!r} is where the lengths of {name!r} stand: rename it."

@@ -8,6 +8,7 @@ import torch
 from equipoise import balancers
 from equipoise.datasets.manifest import Manifest
 from equipoise.models import ModelConfig, MultimodalModel, build_model
+from equipoise.models.errors import EquipoiseError
 from equipoise.pipelines.config import Config
 
 
@@ -15,9 +16,17 @@ def assemble(config: Config, manifest: Manifest) -> MultimodalModel:
     """The model of a run: seeded by the run's seed, with the balancer's first accepted kind of unimodal logits where the
     model's own default is not among them.
     """
-    accepts = balancers.get(config.balancer.name, **config.balancer.options).accepts
+    name = config.balancer.name
+    accepts = balancers.get(name, **config.balancer.options).accepts
     model = build_seeded(config.model, manifest, "auto", config.seed)
-    return model if model.unimodal in accepts else build_seeded(config.model, manifest, accepts[0], config.seed)
+    if model.unimodal in accepts:
+        return model
+    if not model.late_fusion:
+        raise EquipoiseError(
+            f"Balancer {name!r} needs unimodal logits of kind {' or '.join(accepts)}, and a model that fuses early has only "
+            "coalitions: use model.kind=late, or another balancer."
+        )
+    return build_seeded(config.model, manifest, accepts[0], config.seed)
 
 
 def build_seeded(

@@ -21,6 +21,8 @@ from equipoise.valuation.plan import Plan
 
 #: A block of decoded rows is kept near this size, never a whole resampled window.
 BLOCK_BYTES = 4 << 20
+#: A window's encoded rows are read once, not once a block, while they fit in this.
+WINDOW_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class ReadWindow:
 
     def __call__(self, unit: Any) -> Iterator[dict[str, np.ndarray]]:
         if self._reader is None:
-            self._reader = Reader(self.spec.data)
+            self._reader = Reader(self.spec.data, cache_bytes=WINDOW_BYTES)
         manifest = self._reader.manifest
         entries = self.spec.entries(manifest)
         bit = np.arange(len(manifest.modalities))

@@ -65,7 +65,7 @@ class Checkpoints:
 
     @property
     def best(self) -> dict[str, Any] | None:
-        """{"epoch", "checkpoint", "metric", "value"} of the best epoch so far, None before the first validation."""
+        """{"epoch", "checkpoint", "metric", "value", "loss", "model_hash"} of the best epoch so far, None before any."""
         return read_json(self.folder / "best.json")
 
     def set_best(self, best: Mapping[str, Any] | None) -> None:

@@ -12,8 +12,10 @@ from typing import Any
 
 from rich.console import Console
 
+from equipoise import balancers, valuation
 from equipoise.datasets.manifest import Manifest
 from equipoise.models.errors import EquipoiseError
+from equipoise.pipelines.assembly import assemble
 from equipoise.pipelines.config import Config, differing_keys, load_config, pairs
 from equipoise.pipelines.files import write_json
 from equipoise.pipelines.progress import ProgressDisplay
@@ -49,7 +51,8 @@ def fit_config(config: Config, verbose: bool = False) -> Run:
         update={"data": str(Path(config.data).resolve()), "out": str(Path(config.out).resolve())}
     )
     manifest = _preflight(config)
-    run = _claim(config)
+    run = _claim(config, manifest)
+    assert run.manifest  # refused here if the data set changed since the run began
     if run.finished:
         return run
     start_ray(config.workers, config.actors, verbose)
@@ -66,8 +69,9 @@ def fit_config(config: Config, verbose: bool = False) -> Run:
     try:
         with ProgressDisplay(run.path / "progress.json", Console(stderr=True)):
             _train(run, valuers, threads, device)
-            if config.valuation.final and "best" not in run.epochs("train"):
+            if config.valuation.final:
                 run_sweep(run.sweep("train", "best", run.best_checkpoint() / "model.pt"), valuers)
+            write_json(run.path / "finished.json", run.checkpoints.best)
     finally:
         for valuer in valuers:
             ray.kill(valuer)
@@ -114,13 +118,25 @@ def _train(run: Run, valuers: Sequence[Any], threads: int, device: str) -> None:
 def _preflight(config: Config) -> Manifest:
     """What can be known before anything starts."""
     manifest = Manifest.load(Path(config.data))
-    check_batch_size(config.batch_size, manifest.splits["train"].rows, config.workers)
+    rows = manifest.splits["train"].rows
+    check_batch_size(config.batch_size, rows, config.workers)
+    resampler = valuation.get(config.resampler.name, **config.resampler.options)
+    bound = getattr(resampler.options, "max_entries", None)
+    if bound is not None and bound < rows:
+        raise EquipoiseError(
+            f"resampler.options.max_entries={bound} is less than the {rows} rows of train, and originals are never left "
+            f"out: raise it to {rows} or more."
+        )
+    balancer = balancers.get(config.balancer.name, **config.balancer.options)
+    balancer.check(assemble(config, manifest), manifest.build_task())
     return manifest
 
 
-def _claim(config: Config) -> Run:
+def _claim(config: Config, manifest: Manifest) -> Run:
     """The run folder: new, or that of an unfinished run of the same configuration."""
     path = Path(config.out)
+    if path.exists() and not path.is_dir():
+        raise EquipoiseError(f"{path} is a file: a run needs a folder, choose another out=...")
     if (path / "config.yaml").exists():
         former = load_config(path / "config.yaml")
         differing = [line for line in differing_keys(former, config) if not line.startswith("out:")]
@@ -133,6 +149,9 @@ def _claim(config: Config) -> Run:
         raise EquipoiseError(f"{path} is not empty and holds no run: choose another out=..., or empty it.")
     try:
         path.mkdir(parents=True, exist_ok=True)
+        if not (path / "manifest.json").exists():
+            # What is fitted on train rows lies in the manifest, so the run holds all that decodes its data.
+            manifest.save(path)
         write_config(path / "config.yaml", config)
     except OSError as error:
         raise EquipoiseError(f"Cannot write the run folder {path}: {error.strerror}. Choose another out=...") from None
@@ -143,12 +162,14 @@ def _device(config: Config) -> str:
     import ray
     import torch
 
-    if config.device == "cuda" and not ray.cluster_resources().get("GPU"):
-        raise EquipoiseError("device=cuda, but Ray sees no GPU: use device=cpu, or start Ray on a machine with one.")
-    if config.device == "auto":
-        return (
-            "cuda" if ray.cluster_resources().get("GPU", 0) >= config.workers and torch.cuda.is_available() else "cpu"
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    if config.device == "cuda" and gpus < config.workers:
+        raise EquipoiseError(
+            f"device=cuda needs a GPU a worker: Ray sees {gpus}, and workers={config.workers}. Ask for fewer workers, or use "
+            "device=cpu."
         )
+    if config.device == "auto":
+        return "cuda" if gpus >= config.workers and torch.cuda.is_available() else "cpu"
     return config.device
 
 
@@ -157,7 +178,7 @@ def _actor_gpus(config: Config, device: str) -> float:
     import ray
 
     free = ray.cluster_resources().get("GPU", 0) - config.workers
-    return free / config.actors if device == "cuda" and free > 0 else 0.0
+    return min(1.0, free / config.actors) if device == "cuda" and free > 0 else 0.0
 
 
 def _environment(config: Config, manifest: Manifest, threads: int, device: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,10 +52,22 @@ class Run:
             f"Run({str(self.path)!r}, balancer={self.config.balancer.name!r}, resampler={self.config.resampler.name!r})"
         )
 
-    @property
+    @cached_property
     def manifest(self) -> Manifest:
-        """Of the data set that the run trains on."""
-        return Manifest.load(Path(self.config.data))
+        """Of the data set that the run trains on; its own copy lies in the run folder.
+
+        Raises:
+            EquipoiseError: the data set is not the one that the run began with.
+        """
+        found = Manifest.load(Path(self.config.data))
+        if (self.path / "manifest.json").is_file():
+            own = Manifest.load(self.path)
+            if own.hash != found.hash:
+                raise EquipoiseError(
+                    f"{self.config.data} is not the data set that the run in {self.path} began with (hash {found.hash[:12]}, "
+                    f"the run's is {own.hash[:12]}): prepare it again as it was, or start a run in a new folder."
+                )
+        return found
 
     @property
     def metrics(self) -> pd.DataFrame:
@@ -68,19 +81,19 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether the budget is spent and the final sweep, where one is wanted, is made."""
-        if not (self.path / "metrics.parquet").is_file():
-            return False
-        last = self.metrics.iloc[-1]
-        steps, epochs = self.config.max_steps, self.config.max_epochs
-        spent = (steps is not None and last["step"] >= steps) or (epochs is not None and last["epoch"] + 1 >= epochs)
-        return bool(spent) and ("best" in self.epochs("train") or not self.config.valuation.final)
+        """Whether `fit` came to its end: the budget spent, the final sweep made."""
+        return (self.path / "finished.json").is_file()
 
     def epochs(self, split: str = "train") -> list[int | str]:
-        """The epochs of which a finished sweep of a split is stored; "best" last."""
-        found = [p.parent.name for p in (self.path / "values" / split).glob("*/matrix.json")]
+        """The epochs of which a finished sweep of a split is stored; "best" last, if it is of the best checkpoint."""
+        from equipoise.pipelines.sweeps import read_result
+
+        found = {p.parent.name: p.parent for p in (self.path / "values" / split).glob("*/matrix.json")}
         numbers: list[int | str] = [*sorted(int(name) for name in found if name.isdigit())]
-        return [*numbers, *(["best"] if "best" in found else [])]
+        best = self.checkpoints.best
+        # A run that went on after it was evaluated may have found a better checkpoint since.
+        fresh = "best" in found and best is not None and read_result(found["best"]).model_hash == best["model_hash"]
+        return [*numbers, *(["best"] if fresh else [])]
 
     def values(self, split: str = "train", epoch: str | int = "best") -> pa.Table:
         """The stored values of a sweep, sorted by sample_id: score bits, contributions and copies of every sample.
@@ -94,8 +107,11 @@ class Run:
         """
         from equipoise.valuation.store import read_values
 
-        folder = self.values_folder(split, self._swept(split, epoch))
-        return read_values(folder, self._expected(split), opener=open_parquet)
+        swept = self._swept(split, epoch)
+        expected = {"modalities": self.manifest.names, "manifest_hash": self.manifest.hash, "split": split}
+        if swept == "best":
+            expected["model_hash"] = (self.checkpoints.best or {})["model_hash"]
+        return read_values(self.values_folder(split, swept), expected, opener=open_parquet)
 
     def matrix(
         self, split: str = "validation", epoch: str | int = "best", batch_size: int | None = None
@@ -194,10 +210,6 @@ class Run:
                 + (f"there are {', '.join(map(str, known))}." if known else "no sweep of it has been made.")
             )
         return wanted
-
-    def _expected(self, split: str) -> dict[str, Any]:
-        manifest = self.manifest
-        return {"modalities": manifest.names, "manifest_hash": manifest.hash, "split": split}
 
     def _table(self, name: str) -> pd.DataFrame:
         path = self.path / name

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import os
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ import torch
 from equipoise.datasets.manifest import Manifest
 from equipoise.datasets.opening import open_parquet
 from equipoise.models.errors import EquipoiseError
+from equipoise.pipelines.files import read_json, write_json
 from equipoise.pipelines.valuer import Sweep, Valuer, tally_path
 from equipoise.valuation.coalitions import coalition_name, members
 from equipoise.valuation.store import iter_chunks, missing_chunks
@@ -26,11 +25,12 @@ class SweepResult:
     """What a sweep of a split says of it.
 
     `matrix` {coalition id: {"rows", "loss", and the task's metrics}}; `contributions` {modality: mean over the samples
-    that have it}.
+    that have it}; NaN where no sample does. `model_hash` says whose they are.
     """
 
     matrix: dict[int, dict[str, float]]
     contributions: dict[str, float]
+    model_hash: str
 
 
 def run_sweep(
@@ -72,17 +72,15 @@ def run_sweep(
         raise EquipoiseError(
             f"{len(left)} of {len(indices)} chunks of {sweep.split} have no values in {folder}: chunk {left[0]} first."
         )
-    result = SweepResult(_matrix(folder, indices, manifest), _contributions(folder, sweep))
-    part = folder / f"matrix.{os.getpid()}.part"
-    part.write_text(json.dumps({"matrix": result.matrix, "contributions": result.contributions}, indent=1))
-    os.replace(part, folder / "matrix.json")
+    result = SweepResult(_matrix(sweep, indices, manifest), _contributions(folder, sweep), sweep.info.model_hash)
+    write_json(folder / "matrix.json", asdict(result))
     return result
 
 
 def read_result(folder: Path) -> SweepResult:
     """The result of a finished sweep, from its folder."""
-    found = json.loads((folder / "matrix.json").read_text())
-    return SweepResult({int(c): row for c, row in found["matrix"].items()}, found["contributions"])
+    found = read_json(folder / "matrix.json")
+    return SweepResult({int(c): row for c, row in found["matrix"].items()}, found["contributions"], found["model_hash"])
 
 
 def _indices(sweep: Sweep, manifest: Manifest) -> list[int]:
@@ -118,14 +116,19 @@ def _hand_out(
         idle.append(valuer)
 
 
-def _matrix(folder: Path, indices: Sequence[int], manifest: Manifest) -> dict[int, dict[str, float]]:
+def _matrix(sweep: Sweep, indices: Sequence[int], manifest: Manifest) -> dict[int, dict[str, float]]:
+    folder = Path(sweep.folder)
     task = manifest.build_task()
     count = 2 ** len(manifest.modalities) - 1
     rows, loss = np.zeros(count, np.int64), np.zeros(count)
     metrics = [task.metrics() for _ in range(count)]
     for chunk in indices:
-        states = torch.load(tally_path(folder, chunk), map_location="cpu", weights_only=True)
-        for c, cell in enumerate(states):
+        tally = torch.load(tally_path(folder, chunk), map_location="cpu", weights_only=True)
+        if tally["model_hash"] != sweep.info.model_hash:
+            raise EquipoiseError(
+                f"{tally_path(folder, chunk)} is of other weights than its chunk: delete {folder} and value the split again."
+            )
+        for c, cell in enumerate(tally["coalitions"]):
             rows[c] += cell["rows"]
             loss[c] += cell["loss"]
             if cell["rows"]:
@@ -133,7 +136,7 @@ def _matrix(folder: Path, indices: Sequence[int], manifest: Manifest) -> dict[in
                     metrics[c][name].merge_state(state)
     out = {}
     for c in range(count):
-        row = {"rows": float(rows[c]), "loss": float(loss[c] / max(rows[c], 1))}
+        row = {"rows": float(rows[c]), "loss": float(loss[c] / rows[c]) if rows[c] else float("nan")}
         if rows[c]:
             with warnings.catch_warnings():
                 # A metric made of merged states does not count as updated.
@@ -149,7 +152,8 @@ def _contributions(folder: Path, sweep: Sweep) -> dict[str, float]:
     for values in iter_chunks(folder, sweep.info, opener=open_parquet):
         sums += np.nansum(values.contributions, axis=0)
         counts += values.present.sum(axis=0)
-    return dict(zip(sweep.info.modalities, (sums / np.maximum(counts, 1)).tolist(), strict=True))
+    means = np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+    return dict(zip(sweep.info.modalities, means.tolist(), strict=True))
 
 
 def matrix_rows(result: SweepResult, modalities: Sequence[str]) -> list[dict[str, Any]]:

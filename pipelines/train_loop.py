@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from equipoise.datasets.opening import open_parquet
 from equipoise.datasets.reading import Reader
 from equipoise.models.batch import to_batch
 from equipoise.models.contract import MultimodalModel
+from equipoise.models.errors import EquipoiseError
 from equipoise.pipelines.assembly import assemble
 from equipoise.pipelines.batches import EpochSpec, rank_batches
 from equipoise.pipelines.checkpoint import Position
@@ -196,11 +198,12 @@ class Training:
         self.balancer.on_epoch(validation.matrix, train.contributions if train else None)
         self._remember_best(validation, epoch, after)
         self.position = after
-        checkpoint = self._commit(draft, after)
         metrics = {**numbers, **self._metrics(validation, train)}
         if self.leads:
+            # Before the checkpoint: what lies beyond a checkpoint is cut on resume, what a checkpoint lacks is lost.
             self.metrics.append(metrics)
             self.metrics.write()
+        checkpoint = self._commit(draft, after)
         # Ray keeps metrics only beside a checkpoint of its own; ours lie in the run folder, so it gets a pointer.
         with tempfile.TemporaryDirectory() as folder:
             pointer = None
@@ -295,6 +298,7 @@ class Training:
                 "metric": self.task.headline,
                 "value": value,
                 "loss": loss,
+                "model_hash": validation.model_hash,
             }
 
     # Checkpoints.
@@ -326,10 +330,11 @@ class Training:
             "rng": states,
             "modalities": list(self.manifest.names),
             "manifest_hash": self.manifest.hash,
+            "fitted": json.dumps(self.manifest.fitted),
             "entries": None if self.over(position) else self._digest(position.epoch),
         }
-        folder = self.run.checkpoints.commit(draft, position, state)
         self.steps.write()
+        folder = self.run.checkpoints.commit(draft, position, state)
         self.run.checkpoints.set_best(self.best)
         self.run.checkpoints.retain(self.config.checkpoint.keep)
         return folder
@@ -348,9 +353,9 @@ class Training:
             weights, state = self.run.checkpoints.load(positions[-1])
             self.position = Position(state["epoch"], state["step_in_epoch"])
             if state["entries"] is not None and state["entries"] != self._digest(self.position.epoch):
-                raise RuntimeError(
+                raise EquipoiseError(
                     f"The entry list of epoch {self.position.epoch} is not the one that {positions[-1]} was trained on: "
-                    f"{self.run.plan(self.position.epoch)} or the data set was changed."
+                    f"{self.run.plan(self.position.epoch)} was changed. Start again in a new folder."
                 )
             self.model.load_state_dict(weights)
             self.optimizer.load_state_dict(state["optimizer"])

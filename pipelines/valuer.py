@@ -17,6 +17,7 @@ from equipoise.models.batch import to_batch
 from equipoise.models.contract import MultimodalModel
 from equipoise.models.errors import EquipoiseError
 from equipoise.pipelines.assembly import build_seeded
+from equipoise.pipelines.files import atomic
 from equipoise.pipelines.fingerprint import model_hash
 from equipoise.valuation.coalitions import members
 from equipoise.valuation.store import StoreInfo, write_chunk
@@ -105,7 +106,7 @@ class Valuer:
             presents.append(columns["present"])
         names = reader.source_ids(sweep.split, chunk)
         first = reader.manifest.chunk_ids(sweep.split, chunk).start
-        self._write_tally(Path(sweep.folder), chunk, tally)
+        self._write_tally(Path(sweep.folder), chunk, sweep.info.model_hash, tally)
         write_chunk(
             Path(sweep.folder),
             chunk,
@@ -139,10 +140,9 @@ class Valuer:
         return self._reader, self._model
 
     @staticmethod
-    def _write_tally(folder: Path, chunk: int, tally: list[dict[str, Any]]) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+    def _write_tally(folder: Path, chunk: int, weights: str, tally: list[dict[str, Any]]) -> None:
         path = tally_path(folder, chunk)
-        state = [
+        cells = [
             {
                 "rows": cell["rows"],
                 "loss": cell["loss"],
@@ -150,9 +150,8 @@ class Valuer:
             }
             for cell in tally
         ]
-        part = path.with_suffix(f".{os.getpid()}.part")
-        torch.save(state, part)
-        os.replace(part, path)
+        with atomic(path) as part:
+            torch.save({"model_hash": weights, "coalitions": cells}, part)
 
 
 def tally_path(folder: Path, chunk: int) -> Path:

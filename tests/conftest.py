@@ -8,7 +8,11 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
 import pytest  # noqa: E402
+import torch  # noqa: E402
 from gloo_pool import GlooPool  # noqa: E402
+
+# Tiny operations with two threads on a busy machine spend their time waiting for each other.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,14 @@ from equipoise.models.errors import EquipoiseError
 NAMES = balancers.names()
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def make_step(name="joint", *, model=None, how=None, options=None, dtype=torch.float64, optimizer=None, **kwargs):
     balancer = name if isinstance(name, Balancer) else balancers.get(name, **(options or {}))
     model = model or build_model(dtype, unimodal=balancer.accepts[0], **(how or {}))
@@ -390,7 +398,7 @@ def test_a_resume_without_the_step_s_state_would_differ():
 
 def test_a_state_that_nobody_takes_back_is_an_error():
     step = make_step(Counting())
-    with pytest.raises(NotImplementedError, match="Counting has a state_dict but no load_state_dict: .* lose steps"):
+    with pytest.raises(NotImplementedError, match=r"Counting has a state_dict but no load_state_dict: .* lose steps"):
         step.load_state_dict(step.state_dict())
 
 

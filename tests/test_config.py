@@ -203,6 +203,7 @@ def test_a_file_that_cannot_be_read(tmp_path):
         ({"name": "a", "kind": "text"}, "^Modality 'a' is a text: give its max_length"),
         ({"name": "a", "kind": "image", "shape": (8, 8)}, r"^Modality 'a' is an image: give its shape as \(channels"),
         ({"name": "a", "shap": (1,)}, "^Unknown option of Modality 'a': 'shap': did you mean 'shape'?"),
+        ({"nmae": "a", "shape": (1,)}, "^Unknown option of Modality: 'nmae': did you mean 'name'?"),
         ({"name": "a", "kind": "video"}, "^Option 'kind' of Modality 'a': .* found 'video'"),
         ({"shape": (1,)}, "^Modality needs the option 'name': give name=..."),
     ],
@@ -232,10 +233,8 @@ def test_the_command_line_prints_the_sentence_alone(tmp_path):
     done = equipoise("fit", str(tmp_path / "missing.yaml"))
     assert done.returncode == 2
     assert done.stdout == ""
-    assert (
-        done.stderr
-        == f"equipoise: No configuration at {tmp_path}/missing.yaml: give a YAML file, such as examples/digits.yaml.\n"
-    )
+    sentence = f"No configuration at {tmp_path}/missing.yaml: give a YAML file, such as examples/digits.yaml."
+    assert done.stderr == f"equipoise: {sentence}\n"
 
 
 def run(monkeypatch, *arguments):

@@ -287,7 +287,9 @@ def test_a_workers_sentence_reaches_the_user(ray_cluster, data, tmp_path):
 def test_training_without_ray_is_bit_equal_to_one_worker(ray_cluster, plain, data, tmp_path):
     from equipoise.pipelines.light import train_light
 
-    one = equipoise.fit(CONFIG, data=data, out=str(tmp_path / "one"), workers=1, max_epochs=2, valuation={"final": False})
+    one = equipoise.fit(
+        CONFIG, data=data, out=str(tmp_path / "one"), workers=1, max_epochs=2, valuation={"final": False}
+    )
     threads = torch.get_num_threads()
     torch.set_num_threads(json.loads((one.path / "environment.json").read_text())["threads"])
     light = train_light(one.config)
@@ -298,3 +300,52 @@ def test_training_without_ray_is_bit_equal_to_one_worker(ray_cluster, plain, dat
     # Two workers: the same batches, and the same parameters to rounding (in float32, through Adam) after an epoch.
     first = [run.steps[run.steps["epoch"] == 0]["loss"].to_numpy() for run in (one, plain)]
     np.testing.assert_allclose(*first, rtol=1e-4)
+
+
+def test_the_best_values_follow_the_best_checkpoint(plain, data, tmp_path):
+    # Evaluated while it was unfinished, then gone on with: what was swept as "best" is not the best any more.
+    import shutil
+
+    out = tmp_path / "copy"
+    shutil.copytree(plain.path, out)
+    run = Run.open(out)
+    assert run.epochs("train")[-1] == "best"
+    other = next(str(p) for p in run.checkpoints.positions() if str(p) != run.checkpoints.best["checkpoint"])
+    sweep = run.sweep("validation", "best", run.checkpoints.folder / other / "model.pt")
+    run.checkpoints.set_best({**run.checkpoints.best, "checkpoint": other, "model_hash": sweep.info.model_hash})
+    assert "best" not in run.epochs("train")
+    with pytest.raises(EquipoiseError, match=r"No values of split 'train' for epoch 'best'.*there are 0, 1\."):
+        run.values("train")
+    assert run.result("train").model_hash == sweep.info.model_hash  # swept anew, in this process
+    assert len(run.values("train")) == 1257
+    with pytest.raises(EquipoiseError, match="a store of another model"):
+        valuation.read_values(plain.values_folder("train", "best"), {"model_hash": sweep.info.model_hash})
+
+
+def test_a_data_set_that_changed_under_the_run_is_refused(plain, tmp_path):
+    import shutil
+
+    out, data = tmp_path / "run", tmp_path / "data"
+    shutil.copytree(plain.path, out)
+    prepare("digits", data, seed=1, chunk_rows=100, shard_rows=400)
+    text = (out / "config.yaml").read_text().replace(plain.config.data, str(data))
+    (out / "config.yaml").write_text(text)
+    with pytest.raises(EquipoiseError, match=r"is not the data set that the run in .* began with"):
+        Run.open(out).matrix("test")
+    config = {**CONFIG, "data": str(data), "out": str(out)}
+    with pytest.raises(EquipoiseError, match=r"is not the data set that the run in .* began with"):
+        equipoise.fit(config)
+
+
+def test_a_window_is_read_once(plain, data):
+    from equipoise.pipelines import batches
+
+    window = batches.ReadWindow(EpochSpec(data, str(plain.plan(1)), 5, 1, 50, 0, 1))
+    limit, batches.BLOCK_BYTES = batches.BLOCK_BYTES, 4096  # many blocks a window
+    try:
+        blocks = list(window({"window": np.array([0, 1])}))
+    finally:
+        batches.BLOCK_BYTES = limit
+    assert len(blocks) > 50
+    # A column of a chunk is read once: at most one read for each of (labels, left, right), 13 chunks.
+    assert window._reader.row_groups <= 3 * 13

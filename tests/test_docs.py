@@ -1,0 +1,319 @@
+"""The documents: every Python block and example runs, every command line parses, every table says what the code says."""
+
+import inspect
+import re
+import runpy
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import typer
+import yaml
+from pydantic import BaseModel
+
+import equipoise
+from equipoise import EquipoiseError, Run, balancers, valuation
+from equipoise.balancers.balancer import REGISTRY
+from equipoise.cli import app
+from equipoise.datasets.prepare import prepare
+from equipoise.models import MLP, Classification, LateFusion, Modality
+from equipoise.pipelines.assembly import assemble
+from equipoise.pipelines.checkpoint import Position
+from equipoise.pipelines.config import Config, load_config
+from equipoise.pipelines.fingerprint import model_hash
+from equipoise.pipelines.fit import fit
+from equipoise.pipelines.history import History
+from equipoise.pipelines.run import write_config
+
+REPO = Path(equipoise.__file__).parents[1]
+PAGES = [REPO / "README.md", REPO / "CONTRIBUTING.md", *sorted((REPO / "docs").rglob("*.md"))]
+NAMES = [str(page.relative_to(REPO)) for page in PAGES]
+CARDS = REPO / "docs" / "methods"
+
+
+def text(name: str) -> str:
+    return (REPO / name).read_text()
+
+
+# What runs
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where the pages are read: the data and the run that they speak of are there, made without Ray."""
+    root = tmp_path_factory.mktemp("reader")
+    manifest = prepare("digits", root / "data" / "digits")
+    where = {"data": str(root / "data" / "digits"), "out": str(root / "runs" / "digits")}
+    config = load_config(REPO / "examples" / "digits.yaml", where)
+    run = Run(config.out, config)
+    write_config(run.path / "config.yaml", config)
+    after, weights = Position(1, 0), assemble(config, manifest).state_dict()
+    run.checkpoints.commit(run.checkpoints.draft(after, weights), after, {})
+    best = {"epoch": 0, "checkpoint": str(after), "metric": "accuracy", "value": 0.1, "loss": 2.3}
+    run.checkpoints.set_best({**best, "model_hash": model_hash(weights)})
+    run.result("train")
+    metrics = History(run.path / "metrics.parquet")
+    metrics.append({"epoch": 0, "step": 20, "validation/accuracy": 0.1})
+    metrics.write()
+
+    (root / "my" / "clips").mkdir(parents=True)
+    clips = range(120)
+    table = {
+        "clip": [f"clip-{i}" for i in clips],
+        "artist": [f"artist-{i // 3}" for i in clips],
+        "genre": [("jazz", "rock")[i % 2] for i in clips],
+        "mfcc": [None if i == 7 else np.sin(np.arange(40.0) + i).tolist() for i in clips],
+        "lyrics": [f"word{i} and word{i // 2}" for i in clips],
+    }
+    pq.write_table(pa.table(table), root / "my" / "clips" / "part-0.parquet")
+    return root
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """The pages' networks are tiny: two threads would only wait for each other where other tests run beside these."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def blocks(name: str) -> Iterator[tuple[int, str]]:
+    """(line, code) of a page's Python blocks, but for those under a `<!-- not run: why -->`."""
+    for match in re.finditer(r"(<!-- not run: .+? -->\n)?```python\n(.*?)```", text(name), re.DOTALL):
+        if not match[1]:
+            yield text(name)[: match.start(2)].count("\n"), match[2]
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if list(blocks(name))])
+def test_python_blocks_run(name, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    registered = dict(REGISTRY)
+    there: dict[str, Any] = {}
+    try:
+        for line, code in blocks(name):
+            exec(compile("\n" * line + code, name, "exec"), there)  # the page's own lines in a traceback
+    finally:
+        REGISTRY.clear()
+        REGISTRY.update(registered)
+
+
+def test_the_readme_balances_a_step_in_ten_lines():
+    code = next(code for _, code in blocks("README.md"))
+    assert len([line for line in code.splitlines() if line.strip()]) == 10
+    assert "BalancedStep" in code
+
+
+def test_the_plain_torch_example_runs(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["plain_torch.py"])
+    runpy.run_path(str(REPO / "examples" / "plain_torch.py"), run_name="__main__")
+    accuracy = dict(re.findall(r"^  ([\w+]+) +(0\.\d+)$", capsys.readouterr().out, re.MULTILINE))
+    assert float(accuracy["left+right"]) > 0.9
+
+
+def command_lines() -> Iterator[tuple[str, str]]:
+    for name in NAMES:
+        for block in re.findall(r"```sh\n(.*?)```", text(name), re.DOTALL):
+            for line in block.replace("\\\n", " ").splitlines():
+                if line.strip() and not line.lstrip().startswith("#"):
+                    yield name, line.split("  #")[0].strip()
+
+
+@pytest.mark.parametrize(("name", "line"), list(command_lines()))
+def test_command_lines_parse(name, line, monkeypatch):
+    monkeypatch.chdir(REPO)
+    command, *words = [w for w in shlex.split(line) if not re.fullmatch(r"[A-Z_]+=\S*", w)]
+    if command == "make":
+        assert all(re.search(rf"^{word}:", text("Makefile"), re.MULTILINE) for word in words), line
+    elif command == "equipoise":
+        group = typer.main.get_command(app)
+        verb = group.commands[words[0]]  # type: ignore[attr-defined]
+        with verb.make_context(words[0], words[1:]) as context:
+            given = context.params
+        if words[0] == "fit":
+            load_config(given["config"], given["overrides"] or [])
+    else:
+        assert command in ("python", "git", "torchrun", "ray"), f"{name} has a command that nobody checks: {line}"
+
+
+def test_links_lead_somewhere():
+    for page in PAGES:
+        prose = re.sub(r"```.*?```|`[^`\n]*`", "", page.read_text(), flags=re.DOTALL)
+        for target in re.findall(r"\]\(([^)#:]+)?(?:#([^)]*))?\)", prose):
+            path = (page.parent / target[0]).resolve() if target[0] else page
+            assert path.is_file(), f"{page.name}: {target[0]}"
+            titles = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)
+            anchors = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+            assert not target[1] or target[1] in anchors, f"{page.name}: {target[0]}#{target[1]}"
+
+
+# What the tables say
+
+
+def values(annotation: Any, metadata: Any = ()) -> str:
+    """How a table writes what an option may be."""
+    if get_origin(annotation) in (Union, UnionType):
+        kinds = [values(a, metadata) for a in get_args(annotation) if a is not type(None)]
+        return ", ".join(kinds) + (" or `null`" if type(None) in get_args(annotation) else "")
+    if get_origin(annotation) is Literal:
+        return ", ".join(f"`{value}`" for value in get_args(annotation))
+    name = {int: "integer", float: "number", str: "text", bool: "`true`, `false`"}.get(annotation, "mapping")
+    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+    bounds = [f"{sign} {getattr(m, word):g}" for m in metadata for word, sign in signs.items() if hasattr(m, word)]
+    return " ".join([name, *([", ".join(bounds)] if bounds else [])])
+
+
+def option_rows(options: type[BaseModel], prefix: str = "") -> list[tuple[str, str, str]]:
+    """(`key`, values, `default`) of every option, sections by dotted keys."""
+    rows = []
+    for name, field in options.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            default = field.get_default(call_default_factory=True)
+            for key, of, shown in option_rows(kind, f"{prefix}{name}."):
+                leaf = key.strip("`").removeprefix(f"{prefix}{name}.")
+                rows.append((key, of, written(getattr(default, leaf)) if hasattr(default, leaf) else shown))
+        else:
+            default = "required" if field.is_required() else written(field.get_default(call_default_factory=True))
+            rows.append((f"`{prefix}{name}`", values(kind, field.metadata), default))
+    return rows
+
+
+def written(value: Any) -> str:
+    return f"`{yaml.safe_dump(value, default_flow_style=True).splitlines()[0]}`"
+
+
+def tables(name: str) -> dict[str, list[list[str]]]:
+    """The tables of a page by the heading above them: rows of cells, the header first."""
+    found: dict[str, list[list[str]]] = {}
+    title = ""
+    for line in text(name).splitlines():
+        if line.startswith("#"):
+            title = line.lstrip("# ")
+        elif line.startswith("|") and not line.startswith("|---"):
+            found.setdefault(title, []).append([cell.strip() for cell in line.strip("|").split("|")])
+    return found
+
+
+def first_columns(table: list[list[str]], count: int = 3) -> list[tuple[str, ...]]:
+    return [tuple(row[:count]) for row in table[1:]]
+
+
+def test_the_config_table_is_the_config():
+    assert first_columns(tables("docs/fit.md")["All keys"]) == option_rows(Config)
+
+
+def test_the_resampler_table_is_the_options():
+    table = tables("docs/valuation.md")["Options"]
+    shown = {
+        name: [tuple(row[1:4]) for row in table[1:] if name in re.findall(r"\w+", row[0])] for name in valuation.names()
+    }
+    assert shown == {name: option_rows(valuation.resampler_class(name).Options) for name in valuation.names()}
+
+
+@pytest.mark.parametrize("name", balancers.names())
+def test_every_balancer_has_a_card_with_its_options(name):
+    card = f"docs/methods/{name}.md"
+    assert text(card).startswith(f"# {name}\n")
+    assert first_columns(tables(card).get("Options", [[]])) == option_rows(REGISTRY[name].Options)
+    assert f"methods/{name}.md" in text("README.md")
+
+
+def test_every_card_is_of_a_balancer():
+    assert sorted(card.stem for card in CARDS.glob("*.md")) == balancers.names()
+
+
+def test_the_hooks_tables_are_the_contract():
+    page, contract = tables("docs/balanced-step.md"), vars(balancers.Balancer)
+    hooks = [n for n, v in contract.items() if inspect.isfunction(v) and not n.startswith("_")]
+    assert [row[0] for row in page["Hooks"][1:]] == [f"`{n}`" for n in hooks]
+    said = [(f"`{n}`", f"`{v!r}`".replace("'", '"')) for n, v in contract.items() if not callable(v) and n[0] != "_"]
+    assert first_columns(page["Said of the class"], 2) == said
+
+
+def test_the_context_table_is_the_context():
+    source = inspect.getsource(balancers.StepContext.__init__)
+    there = {n for n in vars(balancers.StepContext) if not n.startswith("_")}
+    there |= {"outputs", *re.findall(r"self\.([a-z]\w*)(?::[^=]+)? =", source)}
+    rows = tables("docs/balanced-step.md")["What a hook may ask"][1:]
+    assert {n for row in rows for n in re.findall(r"`(\w+)", row[0])} == there
+
+
+def test_the_store_table_is_the_schema():
+    info = valuation.StoreInfo(("audio",), "classification", False, "feature", "", "", "train", "best")
+    schema = valuation.store_schema(info)
+    rows = [
+        (row[0].strip("`").replace("<modality>", "audio"), row[1].split(";")[0])
+        for row in tables("docs/valuation.md")["The store"][1:]
+    ]
+    assert rows == [(f.name, str(f.type).replace("double", "float64")) for f in schema]
+    said = re.search(
+        r"^The metadata of every file.*?values of: (.*?)\. ", text("docs/valuation.md"), re.DOTALL | re.MULTILINE
+    )
+    assert said is not None
+    assert re.findall(r"`(\w+)`", said[1]) == list(valuation.StoreInfo.__dataclass_fields__)
+
+
+# What the trouble table says
+
+
+def bad_rows(folder: Path, column: list[Any] | pa.Array, labels: Any = (0, 1) * 20) -> Any:
+    def tried() -> None:
+        path = folder / "bad.parquet"
+        ids = [f"r{i}" for i in range(40)]
+        pq.write_table(pa.table({"source_id": ids, "target": list(labels), "a": column}), path)
+        prepare(path, folder / "bad", modalities=[Modality(name="a", shape=(2,))], task_labels=["no", "yes"])
+
+    return tried
+
+
+def exploded() -> None:
+    model = LateFusion({"a": MLP(2)}, num_classes=2)
+    balancer, optimizer = balancers.get("joint"), torch.optim.SGD(model.parameters(), lr=0.1)
+    made = balancers.BalancedStep(model, Classification(2), balancer, optimizer)
+    ids, present = torch.arange(3), torch.ones(3, 1, dtype=torch.bool)
+    inputs = {"a": torch.full((3, 2), torch.inf)}
+    made({"sample_id": ids, "copy": 0 * ids, "inputs": inputs, "present": present, "target": 0 * ids})
+
+
+def test_the_sentences_in_the_trouble_table_are_said(folder):
+    base = {"data": str(folder / "data" / "digits"), "out": str(folder / "runs" / "new"), "max_steps": 10}
+    run = Run.open(folder / "runs" / "digits")
+    plain = [[1.0, 2.0]] * 40
+    said = [
+        lambda: load_config({**base, "batchsize": 3}),
+        lambda: load_config({**base, "balancer": "omg"}),
+        lambda: load_config({**base, "resampler": {"name": "sample", "options": {"warm": 1}}}),
+        lambda: load_config({**base, "max_steps": None}),
+        lambda: fit(base, data=str(folder / "nowhere")),
+        lambda: fit(base, out=str(run.path)),
+        lambda: fit(base, out=str(folder / "my")),
+        lambda: fit(base, batch_size=2, workers=3),
+        exploded,
+        bad_rows(folder, [*plain[:39], [0.0, float("nan")]]),
+        bad_rows(folder, plain, [7, *[0, 1] * 19, 1]),
+        bad_rows(folder, [*plain[:39], None]),
+        bad_rows(folder, pa.array([bytes(16)] * 40, pa.uuid())),
+        lambda: run.values("train", 7),
+        lambda: valuation.read_values(run.values_folder("train", "best"), {"model_hash": "another"}),
+    ]
+    rows = [row[0] for row in tables("docs/fit.md")["Trouble"][1:]]
+    seen = set()
+    for trigger in said:
+        with pytest.raises(EquipoiseError) as caught:
+            trigger()
+        told = [row for row in rows if re.match(".*?".join(map(re.escape, row.split("..."))), str(caught.value))]
+        assert len(told) == 1, f"{caught.value}: {told}"
+        seen.add(told[0])
+    # What only a run on Ray can say is at least in its source; the tests of `fit` raise it.
+    source = " ".join(path.read_text() for path in sorted((REPO / "pipelines").glob("*.py")))
+    for row in set(rows) - seen:
+        assert max((part.strip() for part in row.split("...")), key=len) in source, row
