@@ -146,10 +146,10 @@ class BalancedStep:
         if gradients is not None:
             self._write(gradients, self.balancer.combine(gradients, last))
         # Before `modulate`, which may change the balancer's state: a refused step leaves everything as it was.
-        self._refuse_nonfinite_gradient(last)
+        self._refuse_nonfinite_gradient()
         self.balancer.modulate(self._by_owner(lambda p: p.grad), last)
         if self.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.layout.parameters, self.clip_norm)
+            last.report("gradient_norm", float(nn.utils.clip_grad_norm_(self.layout.parameters, self.clip_norm)))
         self._update(last)
         self.step += 1
         return StepResult(sum(losses.values()), losses, dict(last.reports))
@@ -297,7 +297,7 @@ class BalancedStep:
                     "learning rate."
                 )
 
-    def _refuse_nonfinite_gradient(self, ctx: StepContext) -> None:
+    def _refuse_nonfinite_gradient(self) -> None:
         """Refuse a gradient that is not finite, on all workers alike since it is reduced."""
         owned = self._by_owner(lambda p: p.grad)
         norm = nn.utils.get_total_norm([g for gradients in owned.values() for g in gradients])
@@ -308,7 +308,6 @@ class BalancedStep:
                 f"{self.step} of epoch {self.epoch}, though the losses are: the step was refused on all workers and no "
                 "parameter changed. Look for a derivative without a bound (sqrt at 0, log of 0), or lower the learning rate."
             )
-        ctx.report("gradient_norm", float(norm))
 
     def _write(self, gradients: Gradients, combined: Tensor) -> None:
         for p, part, used in zip(self.layout.parameters, self.layout.tensors, self._used.tolist(), strict=True):

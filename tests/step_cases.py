@@ -34,3 +34,16 @@ def refusal(rank, world, group):
         same = all(torch.equal(p, q) for p, q in zip(model.parameters(), before))
         return f"{type(error).__name__}: {error}", same
     return "no error", False
+
+
+def different_micro_batches(rank, world, group):
+    """The sentence where rank 0 gives one micro-batch and the others two."""
+    model = build_model(torch.float64)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    step = balancers.BalancedStep(model, Classification(CLASSES), balancers.get("ogm"), optimizer, group=group)
+    rows = global_batch(0, torch.float64)
+    try:
+        step([rows] if rank == 0 else [take(rows, slice(0, 6)), take(rows, slice(6, 12))])
+    except Exception as error:
+        return str(error)
+    return "no error"

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from sketches import SKETCHES
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
-from world_cases import CLASSES, build_model, global_batch, take
+from world_cases import CLASSES, SHAPES, build_model, global_batch, take
 
 from equipoise import balancers
 from equipoise.balancers import BalancedStep, Balancer
@@ -414,3 +414,37 @@ def test_micro_batches_report_like_one_batch():
         rtol=1e-10,
         atol=1e-12,
     )
+
+
+class UnboundedDerivative(nn.Module):
+    """sqrt at 0: the loss is finite, its gradient is not."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.out_features = MLP(SHAPES["a"], out_features=5), 5
+
+    def forward(self, x, length=None):
+        feature = self.inner(x)
+        return (feature * 0).relu().sqrt() + feature
+
+
+def test_a_gradient_that_is_not_finite_is_refused_and_nothing_changes():
+    torch.manual_seed(0)
+    encoders = {"a": UnboundedDerivative(), **{m: MLP(d, out_features=5) for m, d in SHAPES.items() if m != "a"}}
+    step = make_step("joint", model=LateFusion(encoders, CLASSES).double(), clip_norm=1.0)
+    before = [p.detach().clone() for p in step.layout.parameters]
+    with refused(r"The gradient of 'a' is not finite in step 0 of epoch 0, though the losses are.*no parameter changed"):
+        step(batch())
+    assert all(torch.equal(p, q) for p, q in zip(step.layout.parameters, before, strict=True))
+    assert step.optimizer.state == {}
+
+
+@pytest.mark.parametrize("name", ["rows", "fused", "shared", "head"])
+def test_a_modality_may_not_take_the_name_of_a_count_or_an_objective(name):
+    with refused(f"Modality name '{name}' is the name of"):
+        LateFusion({name: MLP(3), "b": MLP(4)}, CLASSES)
+
+
+def test_workers_that_differ_in_micro_batches_are_told_so(gloo):
+    for sentence in gloo.run("step_cases", "different_micro_batches", 2):
+        assert "The workers gave different numbers of micro-batches to step 0 (this one" in sentence
