@@ -433,7 +433,9 @@ def test_a_gradient_that_is_not_finite_is_refused_and_nothing_changes():
     encoders = {"a": UnboundedDerivative(), **{m: MLP(d, out_features=5) for m, d in SHAPES.items() if m != "a"}}
     step = make_step("joint", model=LateFusion(encoders, CLASSES).double(), clip_norm=1.0)
     before = [p.detach().clone() for p in step.layout.parameters]
-    with refused(r"The gradient of 'a' is not finite in step 0 of epoch 0, though the losses are.*no parameter changed"):
+    with refused(
+        r"The gradient of 'a' is not finite in step 0 of epoch 0, though the losses are.*no parameter changed"
+    ):
         step(batch())
     assert all(torch.equal(p, q) for p, q in zip(step.layout.parameters, before, strict=True))
     assert step.optimizer.state == {}
