@@ -85,6 +85,11 @@ class Balancer:
     def modulate(self, gradients: Mapping[str, list[Tensor]], ctx: StepContext) -> None:
         """Change in place the gradients {owner: [tensors]} that the optimiser is about to read."""
 
+    @property
+    def changes_update(self) -> bool:
+        """Whether `after_step` is to be called: the step then keeps a copy of the parameters."""
+        return type(self).after_step is not Balancer.after_step
+
     def after_step(self, update: Mapping[str, list[Tensor]], ctx: StepContext) -> None:
         """Change in place the update {owner: [tensors]} that the optimiser made; it is then applied instead."""
 

@@ -80,9 +80,12 @@ class OGM(Balancer):
         if self.options.apply == "gradient":
             self._scale(gradients)
 
+    @property
+    def changes_update(self) -> bool:
+        return bool(self.options.apply == "update")
+
     def after_step(self, update: Mapping[str, list[Tensor]], ctx: StepContext) -> None:
-        if self.options.apply == "update":
-            self._scale(update)
+        self._scale(update)
 
     def _scale(self, tensors: Mapping[str, list[Tensor]]) -> None:
         for m, k in self._k.items():

@@ -111,7 +111,6 @@ class BalancedStep:
         self.layout = Layout.of(self.groups)
         self.world_size = dist.get_world_size(group) if dist.is_initialized() else 1
         self.group = (group or dist.group.WORLD) if self.world_size > 1 else None
-        self._scales_update = type(balancer).after_step is not Balancer.after_step
         self._losses: dict[str, Tensor] = {}
         self._objective: nn.Module = _Objective(self)
         if self.group is not None:
@@ -320,7 +319,7 @@ class BalancedStep:
         }
 
     def _update(self, ctx: StepContext) -> None:
-        if not self._scales_update:
+        if not self.balancer.changes_update:
             self.optimizer.step()
             return
         before = {id(p): p.detach().clone() for p in self.layout.parameters}

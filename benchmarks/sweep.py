@@ -70,7 +70,7 @@ class Case:
 
 SMALL = EncoderConfig(kind="mlp", hidden=64)
 SIGNAL = EncoderConfig(kind="cnn1d", hidden=64, depth=2)
-IMAGE = EncoderConfig(kind="cnn2d", hidden=32, depth=3)
+IMAGE = EncoderConfig(kind="cnn2d", hidden=16, depth=3)
 #: Images are 3 x 32 x 32, signals 100 x 3, the small ones 16 numbers.
 CASES = [
     *(Case("image cnn2d", m, (3, 32, 32), IMAGE) for m in (2, 3, 6)),

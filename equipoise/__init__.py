@@ -19,7 +19,7 @@ _broken = [room for room in ROOMS if (Path(__file__).parent / room).is_file()]
 if _broken:
     raise ImportError(
         f"equipoise/{_broken[0]} is a plain file, but it must be a symbolic link to ../{_broken[0]}: this checkout lost "
-        "its links. Clone again with `git clone -c core.symlinks=true`, or install the wheel (`pip install equipoise`)."
+        "its links. Clone again with `git clone -c core.symlinks=true`, or build and install a wheel, which needs none."
     )
 
 _LAZY = {

@@ -61,7 +61,7 @@ def fit(
     run = fit(config, *(overrides or []), verbose=verbose)
     best = run.checkpoints.best or {}
     rows = matrix_rows(run.result("validation", best["epoch"]), run.manifest.names)
-    console.print(matrix_table(rows, f"Validation, best epoch ({best['epoch']}) of {len(run.metrics)}"))
+    console.print(matrix_table(rows, f"Validation, best epoch: {best['epoch']} of 0 to {len(run.metrics) - 1}"))
     console.print(f"run folder: {run.path}\nnext: equipoise evaluate {run.path} --split test")
 
 
@@ -90,17 +90,18 @@ def list_(
     from equipoise.models.errors import unknown
     from equipoise.pipelines.tables import table
 
-    def methods(title: str, module: Any, get: Any, names: list[str]) -> None:
+    def methods(title: str, get: Any, names: list[str], *more: str) -> None:
         rows = []
         for name in names:
             method = get(name)
             first = (type(method).__doc__ or "").strip().split("\n\n")[0].replace("\n", " ")
-            rows.append([name, " ".join(first.split()), ", ".join(type(method).Options.model_fields) or "-"])
-        console.print(table(title, ["name", "what it does", "options"], rows))
+            facts = [", ".join(getattr(type(method), fact)) for fact in more]
+            rows.append([name, " ".join(first.split()), *facts, ", ".join(type(method).Options.model_fields) or "-"])
+        console.print(table(title, ["name", "what it does", *more, "options"], rows))
 
     shown = {
-        "balancers": lambda: methods("Balancers", balancers, balancers.get, balancers.names()),
-        "resamplers": lambda: methods("Resamplers", valuation, valuation.get, valuation.names()),
+        "balancers": lambda: methods("Balancers", balancers.get, balancers.names(), "tasks", "accepts"),
+        "resamplers": lambda: methods("Resamplers", valuation.get, valuation.names()),
         "data": lambda: console.print(table("Data sets", ["name"], [[name] for name in sources.names()])),
     }
     if what and what not in shown:

@@ -42,7 +42,9 @@ class ScheduleConfig(Section):
 
 
 class ValuationConfig(Section):
-    batch_size: int = Field(256, ge=1, description="rows a forward pass of a sweep; results do not depend on it")
+    batch_size: int = Field(
+        256, ge=1, description="rows a forward pass of a sweep; results depend on it to rounding only"
+    )
     final: bool = Field(True, description="one train sweep of the best checkpoint at the end")
     lag: Literal[0] = Field(0, description="0: the plan of an epoch uses the weights the epoch starts with")
 

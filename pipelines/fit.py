@@ -169,7 +169,9 @@ def _device(config: Config) -> str:
             "device=cpu."
         )
     if config.device == "auto":
-        return "cuda" if gpus >= config.workers and torch.cuda.is_available() else "cpu"
+        # On a cluster the head may have no GPU; here, Ray may see one that this build of torch cannot use.
+        usable = bool(os.environ.get("RAY_ADDRESS")) or torch.cuda.is_available()
+        return "cuda" if gpus >= config.workers and usable else "cpu"
     return config.device
 
 

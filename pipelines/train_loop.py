@@ -128,6 +128,7 @@ class Training:
             first_batch = first_batch or wait
             waited += wait
             at = time.perf_counter()
+            rate = self.schedule.get_last_lr()[0]
             result = self.step(to_batch(columns, self.manifest.names, self.device))
             self.schedule.step()
             took = time.perf_counter() - at
@@ -142,12 +143,13 @@ class Training:
                         "loss": result.loss,
                         **{f"loss/{name}": value for name, value in result.losses.items()},
                         **result.statistics,
-                        "lr": self.schedule.get_last_lr()[0],
+                        "lr": rate,
                         "seconds/wait": wait,
                         "seconds/step": took,
                     }
                 )
-                rows_per_second = self.position.step * self.config.batch_size / (time.perf_counter() - began)
+                made = self.position.step - spec.start_step
+                rows_per_second = made * self.config.batch_size / (time.perf_counter() - began)
                 self.progress.write(
                     "train",
                     self.position.step * self.config.batch_size,
@@ -158,13 +160,15 @@ class Training:
             every = self.config.checkpoint.every_steps
             if every and self.step.step % every == 0 and self.position.step < steps:
                 self._checkpoint(self.position)
+        # An epoch that the budget cuts short never comes to its padding, or not to all of it.
+        padding = entries.padding if steps == entries.steps else 0
         copies = entries.plan.copies.sum(axis=0, dtype=np.int64) if entries.plan is not None else None
         return {
             "epoch": epoch,
             "steps": self.position.step,
             "step": self.step.step,
-            "entries": entries.total - entries.padding,
-            "padding": entries.padding,
+            "entries": steps * self.config.batch_size - padding,
+            "padding": padding,
             "repeats": 0 if entries.plan is None else int(entries.plan.repeats.sum(dtype=np.int64)),
             **{f"copies/{m}": 0 if copies is None else int(copies[i]) for i, m in enumerate(self.manifest.names)},
             "seconds/train": time.perf_counter() - began,

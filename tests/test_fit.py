@@ -1,6 +1,8 @@
 """The main job on real Ray: digits, two DDP workers, two valuation actors, delays and kills."""
 
 import json
+import os
+import random
 import signal
 import threading
 import time
@@ -153,6 +155,30 @@ def test_a_finished_run_is_not_trained_again(plain, data):
     assert time.monotonic() - began < 5, "no worker group should have been started"
     assert all(torch.equal(before[name], tensor) for name, tensor in weights(again).items())
     assert again.metrics["epoch"].tolist() == [0, 1, 2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(int(os.environ.get("EQUIPOISE_SEEDS", "1"))))
+def test_kills_at_random_moments_change_nothing(faults, plain, data, tmp_path, seed):
+    kills = int(os.environ.get("EQUIPOISE_KILLS", "3"))
+    choose = random.Random(seed)
+    faults.on("delay_reads", "slow_steps", "slow_sweeps")
+    out = tmp_path / "chaos"
+    killers = []
+    for _ in range(kills):
+        epoch, share = choose.randrange(3), choose.random() * 0.9
+        name, phase = choose.choice([("ray::Valuer", "sweep of train"), ("RayTrainWorker", "train")])
+        epoch = min(epoch, 1) if phase != "train" else epoch  # no plan follows the last epoch, so no sweep does
+
+        def ready(progress, epoch=epoch, share=share, phase=phase):
+            here = progress["phase"] == phase and progress["epoch"] == epoch
+            return here and progress["total"] > progress["done"] >= share * progress["total"]
+
+        killers.append(kill_when(out, name, ready))
+    run = equipoise.fit(CONFIG, data=data, out=str(out), max_failures=kills)
+    print(f"seed {seed}: killed {[killer.killed for killer in killers]}")
+    assert sum(len(killer.killed) for killer in killers) >= 1
+    assert_same_run(run, plain)
 
 
 @pytest.mark.slow
