@@ -469,12 +469,9 @@ def test_a_killed_prepare_leaves_the_old_data_set_and_no_half_one(tmp_path):
 
 
 @pytest.mark.ray
-def test_a_ray_data_set_gives_the_same_shards_as_its_rows(tmp_path):
-    pytest.importorskip("ray.data")
+def test_a_ray_data_set_gives_the_same_shards_as_its_rows(ray_cluster, tmp_path):
     import ray
 
-    if not ray.is_initialized():
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     data = rows(40)
     # Ray turns a tensor column with nulls into pickled objects, so the arrays are all there; bytes and text may lack.
     present = [
