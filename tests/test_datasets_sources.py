@@ -145,3 +145,26 @@ def test_an_unknown_data_set_names_the_nearest(tmp_path):
     with pytest.raises(EquipoiseError, match=r"Unknown data set 'digit': did you mean 'digits'"):
         prepare("digit", tmp_path / "out")
     assert sources.names() == ("digits", "watch")
+
+
+def test_watch_as_statistics_with_validation_recordings():
+    import numpy as np
+
+    signal = list(sources.load("watch", fold=1, window=3.0).rows)
+    found = sources.load("watch", fold=1, window=3.0, features="statistics", validation="recordings")
+    rows = list(found.rows)
+    assert [m.shape for m in found.modalities] == [(33,), (33,)]
+    assert [r["source_id"] for r in rows] == [r["source_id"] for r in signal]
+    for ours, theirs in list(zip(rows, signal))[::97]:
+        x = theirs["gyroscope"].astype(np.float64)
+        np.testing.assert_allclose(ours["gyroscope"].reshape(3, 11)[:, 0], x.mean(axis=0), rtol=1e-5)
+        np.testing.assert_allclose(ours["gyroscope"].reshape(3, 11)[:, 3], x.std(axis=0), rtol=1e-5)
+    # Test is the same two subjects; validation is whole recordings of the others.
+    of = {s: {r["source_id"][:6] for r in rows if r["split"] == s} for s in ("train", "validation", "test")}
+    assert not of["train"] & of["validation"]
+    assert {r["group"] for r in rows if r["split"] == "test"} == {r["group"] for r in signal if r["split"] == "test"}
+    assert (
+        len({r["group"] for r in rows if r["split"] == "test"} & {r["group"] for r in rows if r["split"] == "train"})
+        == 0
+    )
+    assert 0.08 < len(of["validation"]) / 112 < 0.22
