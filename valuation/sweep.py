@@ -55,8 +55,9 @@ def coalition_logits(model: MultimodalModel, batch: Batch, shortcut: bool = Fals
         raise EquipoiseError(
             f"shortcut=True adds the terms of a linear head, and {type(model).__name__} has none: use shortcut=False."
         )
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    training = [module for module in model.modules() if module.training]
+    if training:
+        model.eval()
     try:
         if not model.late_fusion:
             yield from _early(model, batch)
@@ -64,8 +65,8 @@ def coalition_logits(model: MultimodalModel, batch: Batch, shortcut: bool = Fals
             features = model.features(batch["inputs"], batch["present"])
             yield from (_added if shortcut else _fused)(model, features, batch["present"])
     finally:
-        for module, training in modes:
-            module.training = training
+        for module in training:
+            module.training = True
 
 
 def _early(model: MultimodalModel, batch: Batch) -> Iterator[tuple[int, Tensor]]:
@@ -102,9 +103,14 @@ def _added(model: MultimodalModel, features: Mapping[str, Tensor], present: Tens
 
 
 def _effective(present: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Each coalition, and what the model is given for it: bool [B, M]."""
+    """Each coalition, and what the model is given for it, bool [B, M]: a row that has nothing of it gets all that it has."""
+    coalitions = enumerate(torch.from_numpy(members(present.shape[1])).to(present.device), start=1)
+    if bool(present.all()):
+        # The usual case: nothing to work out. Beside light encoders every small operation counts.
+        yield from ((coalition, inside.expand_as(present)) for coalition, inside in coalitions)
+        return
     pattern = _pattern(present)
-    for coalition, inside in enumerate(torch.from_numpy(members(present.shape[1])).to(present.device), start=1):
+    for coalition, inside in coalitions:
         yield coalition, torch.where(((pattern & coalition) != 0)[:, None], present & inside, present)
 
 
