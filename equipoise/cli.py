@@ -80,6 +80,65 @@ def evaluate(
     console.print(matrix_table(rows, f"{opened.config.balancer.name} + {opened.config.resampler.name}: {split}"))
 
 
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="one run folder, or several side by side")],
+    out: Annotated[Path | None, typer.Option(help="file to write; RUN/report.html of the first")] = None,
+) -> None:
+    """Write a self-contained HTML page of one run, or of several side by side."""
+    from equipoise.pipelines.report import write_report
+    from equipoise.pipelines.run import Run
+
+    console.print(f"report: {write_report([Run.open(run) for run in runs], out)}", soft_wrap=True)
+
+
+@app.command()
+def predict(
+    run: Annotated[Path, typer.Argument(help="a run folder, or a folder that `equipoise export` wrote")],
+    rows: Annotated[Path, typer.Argument(help="a csv or Parquet file, or a folder of Parquet files")],
+    out: Annotated[Path, typer.Option(help="file to write: .csv or .parquet")],
+) -> None:
+    """Predict new rows with the best model; modalities may be missing."""
+    from equipoise.pipelines.predict import predict
+
+    predict(run, rows, out, console)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="a run folder")],
+    out: Annotated[Path, typer.Option(help="folder to write")],
+) -> None:
+    """Write the best model as safetensors with its configuration and fitted state; it loads without Ray."""
+    from equipoise.pipelines.export import export
+    from equipoise.pipelines.run import Run
+
+    console.print(f"exported: {export(Run.open(run), out)}", soft_wrap=True)
+
+
+@app.command()
+def init(
+    source: Annotated[Path, typer.Argument(help="your csv or Parquet file, or a folder of Parquet files")],
+    out: Annotated[Path, typer.Option(help="folder for the starter files")] = Path("."),
+) -> None:
+    """Look at your data and write starter configurations: data.yaml for `prepare`, fit.yaml for `fit`."""
+    from equipoise.pipelines.init import init
+
+    init(source, out, console)
+
+
+@app.command()
+def doctor(
+    config: Annotated[Path | None, typer.Argument(help="a YAML file, to see who would sit where")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Look at this installation, this machine and Ray, and at whether a run could start; says what to do."""
+    from equipoise.pipelines.doctor import doctor
+
+    if not doctor(config, overrides or [], console):
+        raise SystemExit(1)
+
+
 @app.command(name="list")
 def list_(
     what: Annotated[str, typer.Argument(help="balancers, resamplers or data; nothing for all")] = "",

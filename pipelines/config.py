@@ -46,12 +46,28 @@ class ValuationConfig(Section):
         256, ge=1, description="rows a forward pass of a sweep; results depend on it to rounding only"
     )
     final: bool = Field(True, description="one train sweep of the best checkpoint at the end")
-    lag: Literal[0] = Field(0, description="0: the plan of an epoch uses the weights the epoch starts with")
+    lag: Literal[0, 1] = Field(
+        0, description="0: the plan of an epoch uses the weights the epoch starts with; 1: those an epoch older"
+    )
+    every: int | None = Field(
+        None, ge=1, description="for the record: a sweep of train every so many epochs, whatever the resampler"
+    )
+    warmup: int = Field(0, ge=0, description="the first epochs without a sweep for the record")
+    sample: float = Field(1.0, gt=0, le=1, description="share of the train rows that a sweep for the record values")
+    timeout: float = Field(600.0, gt=0, description="seconds without any chunk valued, then the actors are lost")
+    placement: Literal["shared", "separate", "cpu"] = Field(
+        "shared", description="where the actors sit: with the workers, on devices and cores of their own, on CPUs only"
+    )
 
 
 class CheckpointConfig(Section):
     every_steps: int | None = Field(None, ge=1, description="also in mid-epoch; None: at the end of every epoch only")
     keep: int = Field(2, ge=1, description="how many of the newest stay, beside the best")
+
+
+class EarlyStoppingConfig(Section):
+    patience: int | None = Field(None, ge=1, description="epochs without a better validation metric, then stop")
+    min_delta: float = Field(0.0, ge=0, description="what counts as better: more than the best by this")
 
 
 class Config(Section):
@@ -74,6 +90,12 @@ class Config(Section):
     precision: Literal["float32", "bfloat16"] = "float32"
     valuation: ValuationConfig = ValuationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()
+    on_valuation_loss: Literal["stop", "reuse"] = Field(
+        "stop", description="actors lost for valuation.timeout: stop, or train on the last plan and mark the epochs"
+    )
+    tracker: Literal["none", "tensorboard", "mlflow", "wandb"] = "tensorboard"
+    report: bool = Field(True, description="write report.html at the end")
     max_failures: int = Field(3, ge=0, description="how often lost workers are started again")
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
