@@ -50,7 +50,8 @@ def ray_cluster(tmp_path_factory):
         logging_level="ERROR",
         runtime_env={
             "env_vars": {
-                "PYTHONPATH": str(HERE),
+                # This checkout, whichever one is installed.
+                "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)]),
                 "EQUIPOISE_TEST_FAULTS": str(folder),
                 "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
             },
