@@ -18,9 +18,11 @@ from equipoise.models.errors import EquipoiseError
 from equipoise.pipelines.assembly import assemble
 from equipoise.pipelines.config import Config, differing_keys, load_config, pairs
 from equipoise.pipelines.files import write_json
+from equipoise.pipelines.placement import start_valuers
 from equipoise.pipelines.progress import ProgressDisplay
-from equipoise.pipelines.ray_local import data_cpus_each, start_ray, threads_each
+from equipoise.pipelines.ray_local import look, start_ray
 from equipoise.pipelines.run import Run, write_config
+from equipoise.pipelines.seats import Seats, take_seats
 from equipoise.pipelines.sentences import refused, sentence_of
 from equipoise.pipelines.sweeps import run_sweep
 from equipoise.valuation.entries import check_batch_size
@@ -55,20 +57,16 @@ def fit_config(config: Config, verbose: bool = False) -> Run:
     assert run.manifest  # refused here if the data set changed since the run began
     if run.finished:
         return run
-    start_ray(config.workers, config.actors, verbose)
+    resources = look(verbose)
+    seats = take_seats(config, resources)
+    start_ray(resources, seats, verbose)
     import ray
 
-    from equipoise.pipelines.valuer import Valuer
-
-    device = _device(config)
-    threads = threads_each(config.workers, config.actors)
-    write_json(run.path / "environment.json", _environment(config, manifest, threads, device))
-    gpus = _actor_gpus(config, device)
-    actor = ray.remote(max_restarts=-1, max_task_retries=5, num_cpus=1, num_gpus=gpus)(Valuer)
-    valuers: list[Any] = [actor.remote(threads, "cuda" if gpus else "cpu") for _ in range(config.actors)]
+    write_json(run.path / "environment.json", _environment(config, manifest, seats))
+    valuers = start_valuers(seats)
     try:
         with ProgressDisplay(run.path / "progress.json", Console(stderr=True)):
-            _train(run, valuers, threads, device)
+            _train(run, valuers, seats)
             if config.valuation.final:
                 run_sweep(run.sweep("train", "best", run.best_checkpoint() / "model.pt"), valuers)
             write_json(run.path / "finished.json", run.checkpoints.best)
@@ -78,7 +76,7 @@ def fit_config(config: Config, verbose: bool = False) -> Run:
     return run
 
 
-def _train(run: Run, valuers: Sequence[Any], threads: int, device: str) -> None:
+def _train(run: Run, valuers: Sequence[Any], seats: Seats) -> None:
     import ray.train
     from ray.train.torch import TorchTrainer
 
@@ -92,10 +90,15 @@ def _train(run: Run, valuers: Sequence[Any], threads: int, device: str) -> None:
             "config": run.config.model_dump(mode="json"),
             "run": str(run.path),
             "valuers": list(valuers),
-            "threads": threads,
-            "data_cpus": data_cpus_each(run.config.workers, run.config.actors),
+            "threads": seats.worker.threads,
+            "cores": seats.worker.cores,
+            "data_cpus": seats.data_cpus,
         },
-        scaling_config=ray.train.ScalingConfig(num_workers=run.config.workers, use_gpu=device == "cuda"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=run.config.workers,
+            use_gpu=seats.device == "cuda",
+            resources_per_worker=seats.worker.bundle,
+        ),
         run_config=ray.train.RunConfig(
             # A new name an attempt: our own checkpoints say where to go on, not Ray's record of a run.
             name=f"attempt-{len(list(attempts.glob('attempt-*'))):03d}",
@@ -158,39 +161,14 @@ def _claim(config: Config, manifest: Manifest) -> Run:
     return Run(path, config)
 
 
-def _device(config: Config) -> str:
-    import ray
-    import torch
-
-    gpus = int(ray.cluster_resources().get("GPU", 0))
-    if config.device == "cuda" and gpus < config.workers:
-        raise EquipoiseError(
-            f"device=cuda needs a GPU a worker: Ray sees {gpus}, and workers={config.workers}. Ask for fewer workers, or use "
-            "device=cpu."
-        )
-    if config.device == "auto":
-        # On a cluster the head may have no GPU; here, Ray may see one that this build of torch cannot use.
-        usable = bool(os.environ.get("RAY_ADDRESS")) or torch.cuda.is_available()
-        return "cuda" if gpus >= config.workers and usable else "cpu"
-    return config.device
-
-
-def _actor_gpus(config: Config, device: str) -> float:
-    """The share of a GPU an actor gets: what the workers leave, or nothing (it then values on the CPU)."""
-    import ray
-
-    free = ray.cluster_resources().get("GPU", 0) - config.workers
-    return min(1.0, free / config.actors) if device == "cuda" and free > 0 else 0.0
-
-
-def _environment(config: Config, manifest: Manifest, threads: int, device: str) -> dict[str, Any]:
+def _environment(config: Config, manifest: Manifest, seats: Seats) -> dict[str, Any]:
     packages = ("equipoise", "torch", "ray", "numpy", "pyarrow", "torchmetrics")
     return {
         "python": sys.version.split()[0],
         "platform": platform.platform(),
         "cores": os.cpu_count(),
-        "threads": threads,
-        "device": device,
+        "threads": seats.worker.threads,
+        "device": seats.device,
         "workers": config.workers,
         "actors": config.actors,
         "manifest_hash": manifest.hash,

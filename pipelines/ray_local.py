@@ -4,35 +4,49 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import warnings
 from typing import Any
 
-from equipoise.models.errors import EquipoiseError
+from equipoise.pipelines.seats import Node, Resources, Seats
 
 
-def logical_cpus(workers: int, actors: int) -> int:
-    """How many CPUs Ray is told of on one machine: they only schedule, and Ray Data starves where Train holds them all."""
-    return max(os.cpu_count() or 1, workers + actors + 2)
+def look(verbose: bool = False) -> Resources:
+    """What there is: on this machine, or in the cluster that RAY_ADDRESS names or this process is in, which is joined."""
+    import torch
 
-
-def threads_each(workers: int, actors: int) -> int:
-    """Torch threads a process: cores over the processes that compute at the same time (lag 0: training or valuing)."""
-    return max(1, (os.cpu_count() or 1) // max(workers, actors))
-
-
-def data_cpus_each(workers: int, actors: int) -> float:
-    """The CPUs that a worker's data pipeline may use: its share of what workers and actors leave."""
+    cores = (
+        tuple(sorted(os.sched_getaffinity(0)))
+        if hasattr(os, "sched_getaffinity")
+        else tuple(range(os.cpu_count() or 1))
+    )
+    usable = torch.cuda.is_available()
+    if not (os.environ.get("RAY_ADDRESS") or ("ray" in sys.modules and sys.modules["ray"].is_initialized())):
+        gpus = torch.cuda.device_count() if usable else 0
+        return Resources((Node("this machine", len(cores), gpus),), cores, cuda=usable)
+    _init(verbose)
     import ray
 
-    return max(1.0, (ray.cluster_resources().get("CPU", 0) - workers - actors) // workers)
+    def node(said: dict[str, Any]) -> Node:
+        has = said["Resources"]
+        store, memory = has.get("object_store_memory", 0), has.get("memory", 0)
+        return Node(said["NodeID"], has.get("CPU", 0), has.get("GPU", 0), memory, store, said["NodeManagerHostname"])
+
+    nodes = tuple(node(said) for said in ray.nodes() if said["Alive"])
+    # The head of a cluster may have no GPU; on this machine, Ray may see one that this build of torch cannot use.
+    return Resources(nodes, cores, cluster=True, cuda=usable or bool(os.environ.get("RAY_ADDRESS")))
 
 
-def start_ray(workers: int, actors: int, verbose: bool = False) -> None:
-    """Start or join Ray, quietly unless `verbose`, with usage statistics off.
+def start_ray(resources: Resources, seats: Seats, verbose: bool = False) -> None:
+    """Start Ray with what the seats need, quietly unless `verbose`, with usage statistics off; unless it is there already."""
+    if not resources.cluster:
+        # The controller looks at its workers once in this time, and a report waits for it: at the default of 2 s an
+        # epoch of a small data set would be all waiting.
+        os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+        _init(verbose, num_cpus=seats.cpus, num_gpus=resources.gpus, include_dashboard=False)
 
-    Raises:
-        EquipoiseError: a cluster with fewer CPUs than workers, actors and one data task need.
-    """
+
+def _init(verbose: bool, **options: Any) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
@@ -43,21 +57,5 @@ def start_ray(workers: int, actors: int, verbose: bool = False) -> None:
             logging.getLogger(name).setLevel(logging.ERROR)
         warnings.filterwarnings("ignore", module="ray")
     if not ray.is_initialized():
-        quiet: Any = {
-            "log_to_driver": verbose,
-            "logging_level": logging.INFO if verbose else logging.ERROR,
-            "configure_logging": True,
-        }
-        if os.environ.get("RAY_ADDRESS"):
-            ray.init(**quiet)
-        else:
-            # The controller looks at its workers once in this time, and a report waits for it: at the default of 2 s an
-            # epoch of a small data set would be all waiting.
-            os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-            ray.init(num_cpus=logical_cpus(workers, actors), include_dashboard=False, **quiet)
-    cpus = int(ray.cluster_resources().get("CPU", 0))
-    if cpus < workers + actors + 1:
-        raise EquipoiseError(
-            f"The Ray cluster has {cpus} CPUs, but workers={workers}, actors={actors} and one data task need "
-            f"{workers + actors + 1}: ask for fewer, or start Ray with more (`ray start --num-cpus`)."
-        )
+        level = logging.INFO if verbose else logging.ERROR
+        ray.init(log_to_driver=verbose, logging_level=level, configure_logging=True, **options)

@@ -29,6 +29,7 @@ from equipoise.pipelines.history import History
 from equipoise.pipelines.optimizers import build_optimizer, build_schedule
 from equipoise.pipelines.progress import ProgressFile
 from equipoise.pipelines.run import Run
+from equipoise.pipelines.seats import sit
 from equipoise.pipelines.sentences import refused, write_sentence
 from equipoise.pipelines.sweeps import SweepResult, read_result, run_sweep
 from equipoise.valuation.coalitions import coalition_name
@@ -43,7 +44,8 @@ def train_worker(settings: Mapping[str, Any]) -> None:
         # A sentence for the user was written by the attempt before: trying again cannot mend what it names.
         return
     try:
-        Training(run, settings["valuers"], settings["threads"], settings["data_cpus"]).train()
+        sit(settings["threads"], settings.get("cores"))
+        Training(run, settings["valuers"], settings["data_cpus"]).train()
     except Exception as error:
         write_sentence(run.path, error)
         raise
@@ -57,12 +59,11 @@ class Training:
     and repeats what came after it with the same batches and the same plans.
     """
 
-    def __init__(self, run: Run, valuers: Sequence[Any], threads: int, data_cpus: float) -> None:
+    def __init__(self, run: Run, valuers: Sequence[Any], data_cpus: float) -> None:
         import ray.train
         import ray.train.torch
 
         config = run.config
-        torch.set_num_threads(threads)
         context = ray.train.get_context()
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
         self.leads = self.rank == 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from equipoise.models.errors import EquipoiseError
 from equipoise.pipelines.assembly import build_seeded
 from equipoise.pipelines.files import atomic
 from equipoise.pipelines.fingerprint import model_hash
+from equipoise.pipelines.seats import sit
 from equipoise.valuation.coalitions import members
 from equipoise.valuation.store import StoreInfo, write_chunk
 from equipoise.valuation.sweep import coalition_logits
@@ -56,13 +57,15 @@ class Valuer:
 
     Args:
         threads: torch threads of this process; None leaves them as they are.
-        device: "cpu" or "cuda".
+        device: "cpu" or "cuda:<i>", counted round the GPUs that this process sees.
+        cores: to bind this process to; None: any.
     """
 
-    def __init__(self, threads: int | None = None, device: str = "cpu") -> None:
-        if threads:
-            torch.set_num_threads(threads)
+    def __init__(self, threads: int | None = None, device: str = "cpu", cores: Sequence[int] | None = None) -> None:
+        sit(threads, cores)
         self._device = torch.device(device)
+        if self._device.type == "cuda":
+            self._device = torch.device("cuda", (self._device.index or 0) % torch.cuda.device_count())
         self._reader: Reader | None = None
         self._model: MultimodalModel | None = None
         self._loaded = ""
