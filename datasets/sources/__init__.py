@@ -1,7 +1,10 @@
-"""Data sets known by name. Each is one file here with a function `load(**options) -> Source`."""
+"""Data sets known by name. Each is one file here with a function `load(**options) -> Source`.
+
+A hyphen in a name is an underscore in its file's.
+"""
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -9,7 +12,7 @@ from typing import Any
 from equipoise.models.errors import unknown
 from equipoise.models.modality import Modality
 
-_MODULES = ("digits", "watch")
+_NAMES = ("digits", "watch", "mfeat", "htad")
 
 
 @dataclass(frozen=True)
@@ -30,22 +33,26 @@ class Source:
 
 
 def names() -> tuple[str, ...]:
-    return _MODULES
+    return _NAMES
 
 
 def load(name: str, **options: Any) -> Source:
     """The source of that name. Raises `EquipoiseError` for an unknown name or option, or a bad value of one."""
-    if name not in _MODULES:
-        raise unknown("data set", name, _MODULES)
-    loader = import_module(f"{__name__}.{name}").load
+    if name not in _NAMES:
+        raise unknown("data set", name, _NAMES)
+    loader = _loader(name)
     known = inspect.signature(loader).parameters
     for option in options:
         if option not in known:
             raise unknown(f"option of the data set {name!r},", option, known)
-    source: Source = loader(**options)
-    return source
+    return loader(**options)
 
 
 def takes(name: str, option: str) -> bool:
     """Whether the source of that name has this option."""
-    return option in inspect.signature(import_module(f"{__name__}.{name}").load).parameters
+    return option in inspect.signature(_loader(name)).parameters
+
+
+def _loader(name: str) -> Callable[..., Source]:
+    loader: Callable[..., Source] = import_module(f"{__name__}.{name.replace('-', '_')}").load
+    return loader

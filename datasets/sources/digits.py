@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 from equipoise.datasets.sources import Source
+from equipoise.datasets.sources.splitting import stratified
 from equipoise.models.modality import Modality
 
 _CUT = 5
@@ -20,12 +20,7 @@ _TERMS = "UCI ML hand-written digits (test set), as shipped with scikit-learn (B
 def load(*, seed: int = 0) -> Source:
     """`left` float32 (8, 5) and `right` (8, 3), pixels 0 .. 16; stratified 70 / 15 / 15 split fixed by `seed`."""
     digits = load_digits()
-    rows = np.arange(len(digits.target))
-    state = seed % 2**32  # as far as scikit-learn counts
-    train, rest = train_test_split(rows, test_size=0.3, stratify=digits.target, random_state=state)
-    validation, test = train_test_split(rest, test_size=0.5, stratify=digits.target[rest], random_state=state)
-    split = np.empty(len(rows), object)
-    split[train], split[validation], split[test] = "train", "validation", "test"
+    split = stratified(digits.target, seed)
 
     def stream() -> Iterator[dict[str, Any]]:
         for i, image in enumerate(digits.images.astype(np.float32)):

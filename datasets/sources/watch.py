@@ -4,20 +4,20 @@
 """
 
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, distribution
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
 from equipoise.datasets.opening import load_object_array
 from equipoise.datasets.sources import Source
+from equipoise.datasets.sources.installed import package_file
 from equipoise.models import rowhash
 from equipoise.models.errors import EquipoiseError, unknown
 from equipoise.models.modality import Modality
 
 RATE = 50  # Hz
 FOLDS = 5
+_INSTALL = "`pip install 'equipoise[data]'` or `pip install seglearn==1.2.5`"
 _TERMS = "Burns et al., arXiv:1802.01489; shipped with seglearn (BSD-3-Clause)."
 
 
@@ -40,8 +40,10 @@ def load(*, window: float = 2.0, fold: int = 0, features: str = "signal", valida
         raise EquipoiseError(f"fold must be one of 0..{FOLDS - 1}, found {fold!r}.")
     if isinstance(window, bool) or not isinstance(window, int | float) or not 0.1 <= window <= 10:
         raise EquipoiseError(f"window must be 0.1 to 10 seconds, found {window!r}: a recording is 19 to 52 s long.")
+    # Opened without seglearn's own loader, which would unpickle whatever the file holds.
+    file = package_file("watch", "seglearn", "seglearn/data/watch_dataset.npy", _INSTALL)
     steps = round(window * RATE)
-    data = cast(dict[str, Any], load_object_array(_file()))
+    data = cast(dict[str, Any], load_object_array(file))
     labels = tuple(map(str, data["y_labels"]))
     subjects = np.unique(data["subject"])
 
@@ -89,17 +91,3 @@ def _statistics(windows: np.ndarray) -> np.ndarray:
 
     found = np.stack([f(windows.astype(np.float64)) for f in base_features().values()], axis=2)  # [n, 6, 11]
     return np.nan_to_num(found).reshape(len(windows), -1).astype(np.float32)
-
-
-def _file() -> Path:
-    # Found through the installed distribution: seglearn's own loader would unpickle whatever the file holds.
-    try:
-        path = Path(str(distribution("seglearn").locate_file("seglearn/data/watch_dataset.npy")))
-    except PackageNotFoundError:
-        path = None
-    if path is None or not path.is_file():
-        raise EquipoiseError(
-            "The data set 'watch' is part of the package seglearn, which is not installed here: run "
-            "`pip install 'equipoise[data]'` or `pip install seglearn==1.2.5`."
-        )
-    return path
