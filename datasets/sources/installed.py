@@ -20,5 +20,7 @@ def package_file(data_set: str, package: str, file: str, install: str) -> Path:
     return path
 
 
-def not_installed(data_set: str, what: str, install: str) -> EquipoiseError:
-    return EquipoiseError(f"The data set {data_set!r} is part of {what}, which is not installed here: run {install}.")
+def not_installed(data_set: str, what: str, install: str, where: str = "here") -> EquipoiseError:
+    return EquipoiseError(
+        f"The data set {data_set!r} is part of {what}, which is not installed {where}: run {install}."
+    )
