@@ -1,5 +1,6 @@
 """The `equipoise` command line: a thin face over `equipoise.pipelines`."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -58,7 +59,12 @@ def fit(
     from equipoise.pipelines.sweeps import matrix_rows
     from equipoise.pipelines.tables import matrix_table
 
-    run = fit(config, *(overrides or []), verbose=verbose)
+    try:
+        run = fit(config, *(overrides or []), verbose=verbose)
+    except KeyboardInterrupt as stopped:
+        again = shlex.join(["equipoise", "fit", str(config), *(overrides or [])])
+        Console(stderr=True).print(Text(f"{stopped or 'Stopped.'}\n  {again}"), soft_wrap=True)
+        raise typer.Exit(130) from None
     best = run.checkpoints.best or {}
     rows = matrix_rows(run.result("validation", best["epoch"]), run.manifest.names)
     console.print(matrix_table(rows, f"Validation, best epoch: {best['epoch']} of 0 to {len(run.metrics) - 1}"))

@@ -75,9 +75,9 @@ class Checkpoints:
         else:
             write_json(self.folder / "best.json", dict(best))
 
-    def retain(self, keep: int) -> None:
-        """Delete all but the newest `keep` and the best."""
+    def retain(self, keep: int, needed: Position | None = None) -> None:
+        """Delete all but the newest `keep`, the best, and the one that is still `needed`."""
         best = self.best
         for position in self.positions()[:-keep]:
-            if best is None or best["checkpoint"] != str(position):
+            if position != needed and (best is None or best["checkpoint"] != str(position)):
                 shutil.rmtree(self.folder / str(position))

@@ -18,7 +18,8 @@ from equipoise.models.errors import EquipoiseError
 from equipoise.pipelines.assembly import assemble
 from equipoise.pipelines.config import Config, differing_keys, load_config, pairs
 from equipoise.pipelines.files import write_json
-from equipoise.pipelines.placement import start_valuers
+from equipoise.pipelines.interrupting import alone, interruptible
+from equipoise.pipelines.placement import start_conductor, start_valuers
 from equipoise.pipelines.progress import ProgressDisplay
 from equipoise.pipelines.ray_local import look, start_ray
 from equipoise.pipelines.run import Run, write_config
@@ -57,6 +58,12 @@ def fit_config(config: Config, verbose: bool = False) -> Run:
     assert run.manifest  # refused here if the data set changed since the run began
     if run.finished:
         return run
+    with alone(run):
+        return _fit(run, manifest, verbose)
+
+
+def _fit(run: Run, manifest: Manifest, verbose: bool) -> Run:
+    config = run.config
     resources = look(verbose)
     seats = take_seats(config, resources)
     start_ray(resources, seats, verbose)
@@ -64,19 +71,22 @@ def fit_config(config: Config, verbose: bool = False) -> Run:
 
     write_json(run.path / "environment.json", _environment(config, manifest, seats))
     valuers = start_valuers(seats)
+    conductor = start_conductor(seats, valuers) if config.valuation.lag else None
     try:
         with ProgressDisplay(run.path / "progress.json", Console(stderr=True)):
-            _train(run, valuers, seats)
+            _train(run, valuers, conductor, seats)
             if config.valuation.final:
-                run_sweep(run.sweep("train", "best", run.best_checkpoint() / "model.pt"), valuers)
+                best = run.sweep("train", "best", run.best_checkpoint() / "model.pt")
+                run_sweep(best, valuers, timeout=config.valuation.timeout)
             write_json(run.path / "finished.json", run.checkpoints.best)
     finally:
-        for valuer in valuers:
-            ray.kill(valuer)
+        for actor in [*valuers, conductor]:
+            if actor is not None:
+                ray.kill(actor)
     return run
 
 
-def _train(run: Run, valuers: Sequence[Any], seats: Seats) -> None:
+def _train(run: Run, valuers: Sequence[Any], conductor: Any, seats: Seats) -> None:
     import ray.train
     from ray.train.torch import TorchTrainer
 
@@ -90,6 +100,7 @@ def _train(run: Run, valuers: Sequence[Any], seats: Seats) -> None:
             "config": run.config.model_dump(mode="json"),
             "run": str(run.path),
             "valuers": list(valuers),
+            "conductor": conductor,
             "threads": seats.worker.threads,
             "cores": seats.worker.cores,
             "data_cpus": seats.data_cpus,
@@ -107,7 +118,7 @@ def _train(run: Run, valuers: Sequence[Any], seats: Seats) -> None:
         ),
     )
     try:
-        trainer.fit()
+        interruptible(run, trainer.fit)
     except Exception as error:
         if (sentence := sentence_of(error)) is not None:
             raise sentence from error

@@ -19,7 +19,9 @@ from equipoise.datasets.reading import Reader
 from equipoise.models import MultimodalModel, Task, to_batch
 from equipoise.pipelines.assembly import assemble
 from equipoise.pipelines.config import Config
+from equipoise.pipelines.early_stopping import EarlyStopping
 from equipoise.pipelines.optimizers import build_optimizer, build_schedule
+from equipoise.pipelines.sweep_schedule import SweepSchedule
 from equipoise.valuation import EntryList, Plan, Values, sweep
 
 Matrix = dict[int, dict[str, float]]
@@ -46,8 +48,8 @@ def train_light(config: Config) -> LightRun:
     """Train to the end of the budget of `config`, as `fit` with workers=1 would: the same entry lists and global batches,
     sweeps, plans and order of updates, and the same best epoch (headline metric on validation, then the lower loss).
 
-    Not used: `out`, `workers`, `actors`, `checkpoint`, `valuation.final`. `device` "auto" is the CPU. Torch keeps the threads
-    that it has.
+    Not used: `out`, `workers`, `actors`, `checkpoint`, `tracker`, `report`, and of `valuation` all but `batch_size` and
+    `lag`. `device` "auto" is the CPU. Torch keeps the threads that it has.
     """
     device = torch.device("cuda" if config.device == "cuda" else "cpu")
     reader = Reader(config.data)
@@ -69,8 +71,10 @@ def train_light(config: Config) -> LightRun:
 
     def over() -> bool:
         steps, epochs = config.max_steps, config.max_epochs
-        return (steps is not None and step.step >= steps) or (epochs is not None and epoch >= epochs)
+        spent = (steps is not None and step.step >= steps) or (epochs is not None and epoch >= epochs)
+        return spent or stopping.over(epoch)
 
+    sweeps, stopping = SweepSchedule(config, balancer, resampler, num_rows), EarlyStopping(config.early_stopping)
     epoch = 0
     plan: Plan | None = None
     state: tuple[int, np.ndarray | None] = (-1, None)  # the sweep that made it, what it left for later ones
@@ -92,28 +96,29 @@ def train_light(config: Config) -> LightRun:
             schedule.step()
 
         cell = valued(columns["validation"])[1]
-        contributions = None
-        if balancer.needs_values or (resampler.wants_values(epoch) and not over()):
-            ids = None if balancer.needs_values else resampler.valued_ids(num_rows, epoch, config.seed)
-            some = slice(None) if ids is None else np.sort(ids)
-            swept[epoch] = valued({name: column[some] for name, column in columns["train"].items()})[0]
-            contributions = mean_contributions(swept[epoch], names)
-        source = None if over() else resampler.values_epoch(epoch + 1)
+        value, validation_loss = cell[full][task.headline], cell[full]["loss"]
+        row = {"epoch": epoch, "step": step.step, "metric": task.headline, "value": value, "loss": validation_loss}
+        if not best or (value, -validation_loss) > (best["value"], -best["loss"]):
+            best, weights = row, _weights(model)
+        stopping.update(epoch, value)
+        epochs.append({**row, "train_loss": loss, "entries": entries.total - entries.padding})
+        epoch += 1
+
+        done, ended = epoch - 1, over()
+        if balancer.needs_values or sweeps.steers(done, ended):
+            ids = sweeps.ids(done, ended)
+            some = slice(None) if ids is None else ids
+            swept[done] = valued({name: column[some] for name, column in columns["train"].items()})[0]
+        source = None if ended else resampler.values_epoch(epoch, sweeps.lag)
         plan = None
         if source is not None:
             if resampler.keeps_state and source > state[0]:
                 state = source, resampler.state(swept[source], num_rows, len(names), state[1])
             there = columns["train"]["present"]
-            plan = resampler.plan(
-                epoch + 1, swept[source], num_rows, len(names), seed=config.seed, present=there, state=state[1]
-            )
-        balancer.on_epoch(cell, contributions)
-        value, validation_loss = cell[full][task.headline], cell[full]["loss"]
-        row = {"epoch": epoch, "step": step.step, "metric": task.headline, "value": value, "loss": validation_loss}
-        if not best or (value, -validation_loss) > (best["value"], -best["loss"]):
-            best, weights = row, _weights(model)
-        epochs.append({**row, "train_loss": loss, "entries": entries.total - entries.padding})
-        epoch += 1
+            settings: dict[str, Any] = {"seed": config.seed, "lag": sweeps.lag, "present": there, "state": state[1]}
+            plan = resampler.plan(epoch, swept[source], num_rows, len(names), **settings)
+        newest = swept.get(done - sweeps.lag)
+        balancer.on_epoch(cell, mean_contributions(newest, names) if newest else None)
 
     last = _weights(model)
     model.load_state_dict(weights)

@@ -29,3 +29,13 @@ def start_valuers(seats: Seats) -> list[Any]:
             device = f"cuda:{number}" if seats.actor_device == "cuda" else "cpu"
             valuers.append(actor.remote(seat.threads, device, seat.cores))
     return valuers
+
+
+def start_conductor(seats: Seats, valuers: list[Any]) -> Any:
+    """The actor that hands chunks to the valuers while training goes on: without a CPU of its own, on the valuers' cores."""
+    import ray
+
+    from equipoise.pipelines.between import Conductor
+
+    actor = ray.remote(max_restarts=-1, max_task_retries=-1, num_cpus=0)(Conductor)
+    return actor.remote(valuers, 1, seats.actor.cores)

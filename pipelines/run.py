@@ -163,6 +163,15 @@ class Run:
         """Where the resampling plan of an epoch lies, if it has one."""
         return self.path / "plans" / f"{epoch:04d}.npy"
 
+    @property
+    def stop(self) -> Path:
+        """A file that asks the workers to leave a checkpoint and stop."""
+        return self.path / "stop"
+
+    def reused(self, epoch: int) -> Path:
+        """There where the plan of an epoch is one that was used before, because the valuation actors were lost."""
+        return self.path / "plans" / f"{epoch:04d}.reused.json"
+
     def sweep(
         self, split: str, epoch: str | int, weights: Path, batch_size: int | None = None, ids: Path | None = None
     ) -> Any:

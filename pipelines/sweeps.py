@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +22,10 @@ from equipoise.valuation.coalitions import coalition_name, members
 from equipoise.valuation.store import iter_chunks, missing_chunks
 
 
+class ValuationLostError(EquipoiseError):
+    """No valuation actor has finished a chunk for `valuation.timeout` seconds, or none is left."""
+
+
 @dataclass(frozen=True)
 class SweepResult:
     """What a sweep of a split says of it.
@@ -34,7 +40,10 @@ class SweepResult:
 
 
 def run_sweep(
-    sweep: Sweep, valuers: Sequence[Any] | None = None, on_chunk: Callable[[int, int, int], None] | None = None
+    sweep: Sweep,
+    valuers: Sequence[Any] | None = None,
+    on_chunk: Callable[[int, int, int], None] | None = None,
+    timeout: float = 600.0,
 ) -> SweepResult:
     """Value every chunk that has no valid file yet: a first run, a retry and a resume are this one path.
 
@@ -42,8 +51,10 @@ def run_sweep(
         sweep: what to value.
         valuers: Ray actor handles of `Valuer`; None values in this process.
         on_chunk: called with (rows done, rows in all, chunks left).
+        timeout: seconds without a finished chunk after which the actors are lost.
 
     Raises:
+        ValuationLostError: the actors are lost.
         EquipoiseError: what a valuer found wrong with data or weights; a chunk that keeps killing its actor.
     """
     manifest = Manifest.load(Path(sweep.data))
@@ -66,7 +77,7 @@ def run_sweep(
         for n, chunk in enumerate(pending, start=1):
             finished(valuer.value(sweep, chunk), len(pending) - n)
     else:
-        _hand_out(sweep, pending, valuers, finished)
+        _hand_out(sweep, pending, valuers, finished, timeout)
     left = missing_chunks(folder, indices, sweep.info, opener=open_parquet)
     if left:
         raise EquipoiseError(
@@ -92,28 +103,60 @@ def _indices(sweep: Sweep, manifest: Manifest) -> list[int]:
 
 
 def _hand_out(
-    sweep: Sweep, pending: list[int], valuers: Sequence[Any], finished: Callable[[dict[str, float], int], None]
+    sweep: Sweep,
+    pending: list[int],
+    valuers: Sequence[Any],
+    finished: Callable[[dict[str, float], int], None],
+    timeout: float,
 ) -> None:
-    """Each idle valuer takes the next chunk. Ray restarts a dead one and repeats its chunk, which writes the same file."""
+    """Each idle valuer takes the next chunk. Ray restarts a dead one and repeats its chunk, which writes the same file.
+
+    A valuer that Ray does not bring back is left out; its chunk goes to another.
+    """
     import ray
-    from ray.exceptions import RayActorError
+    from ray.exceptions import GetTimeoutError, RayActorError
 
     waiting, idle = list(reversed(pending)), list(valuers)
     busy: dict[Any, tuple[Any, int]] = {}
+    deaths: Counter[int] = Counter()
+    newest = time.monotonic()
     while waiting or busy:
         while waiting and idle:
             valuer, chunk = idle.pop(), waiting.pop()
             busy[valuer.value.remote(sweep, chunk)] = (valuer, chunk)
-        [ref], _ = ray.wait(list(busy), num_returns=1)
-        valuer, chunk = busy.pop(ref)
+        ready: list[Any] = []
+        if busy:
+            ready, _ = ray.wait(list(busy), num_returns=1, timeout=max(0.0, newest + timeout - time.monotonic()))
+        if not ready:
+            for ref in busy:
+                ray.cancel(ref)
+            raise ValuationLostError(_lost(sweep, len(waiting) + len(busy), len(valuers), timeout if busy else None))
+        valuer, chunk = busy.pop(ready[0])
         try:
-            finished(ray.get(ref), len(waiting) + len(busy))
+            finished(ray.get(ready[0]), len(waiting) + len(busy))
+            newest = time.monotonic()
         except RayActorError as error:
-            raise EquipoiseError(
-                f"Chunk {chunk} of {sweep.split} could not be valued: its actor died again and again ({error}). Look for "
-                "memory: valuation.batch_size is how many rows it takes at once."
-            ) from error
+            deaths[chunk] += 1
+            waiting.append(chunk)
+            try:
+                ray.get(valuer.pid.remote(), timeout=min(timeout, 30.0))
+            except (RayActorError, GetTimeoutError):
+                continue
+            if deaths[chunk] > 1:
+                raise EquipoiseError(
+                    f"Chunk {chunk} of {sweep.split} could not be valued: its actor died again and again ({error}). Look "
+                    "for memory: valuation.batch_size is how many rows it takes at once."
+                ) from error
         idle.append(valuer)
+
+
+def _lost(sweep: Sweep, left: int, actors: int, timeout: float | None) -> str:
+    how = "none of them is left" if timeout is None else f"none of them has finished a chunk for {timeout:g} s"
+    return (
+        f"The {actors} valuation actors are lost: {how} (valuation.timeout), with {left} chunks of {sweep.split} to value. Look "
+        "whether their machines or GPUs are gone or full, then run the same command again: what was valued is kept. "
+        "on_valuation_loss=reuse trains on with the last plan instead."
+    )
 
 
 def _matrix(sweep: Sweep, indices: Sequence[int], manifest: Manifest) -> dict[int, dict[str, float]]:

@@ -15,25 +15,28 @@ import torch.distributed as dist
 
 from equipoise import balancers, valuation
 from equipoise.balancers import BalancedStep
-from equipoise.datasets.opening import open_parquet
-from equipoise.datasets.reading import Reader
 from equipoise.models.batch import to_batch
 from equipoise.models.contract import MultimodalModel
 from equipoise.models.errors import EquipoiseError
 from equipoise.pipelines.assembly import assemble
 from equipoise.pipelines.batches import EpochSpec, rank_batches
+from equipoise.pipelines.between import Between
 from equipoise.pipelines.checkpoint import Position
 from equipoise.pipelines.config import Config
-from equipoise.pipelines.files import atomic, write_json
+from equipoise.pipelines.early_stopping import EarlyStopping
+from equipoise.pipelines.files import write_json
 from equipoise.pipelines.history import History
 from equipoise.pipelines.optimizers import build_optimizer, build_schedule
 from equipoise.pipelines.progress import ProgressFile
 from equipoise.pipelines.run import Run
 from equipoise.pipelines.seats import sit
 from equipoise.pipelines.sentences import refused, write_sentence
-from equipoise.pipelines.sweeps import SweepResult, read_result, run_sweep
+from equipoise.pipelines.sweep_schedule import SweepSchedule
+from equipoise.pipelines.sweeps import SweepResult, read_result
 from equipoise.valuation.coalitions import coalition_name
-from equipoise.valuation.store import iter_chunks
+
+#: The workers agree whether to stop once in so many steps: one small broadcast.
+STOP_EVERY = 8
 
 
 def train_worker(settings: Mapping[str, Any]) -> None:
@@ -44,8 +47,8 @@ def train_worker(settings: Mapping[str, Any]) -> None:
         # A sentence for the user was written by the attempt before: trying again cannot mend what it names.
         return
     try:
-        sit(settings["threads"], settings.get("cores"))
-        Training(run, settings["valuers"], settings["data_cpus"]).train()
+        sit(settings["threads"], settings["cores"])
+        Training(run, settings["valuers"], settings["conductor"], settings["data_cpus"]).train()
     except Exception as error:
         write_sentence(run.path, error)
         raise
@@ -55,11 +58,11 @@ class Training:
     """One worker's part of a run. Rank 0 also values, plans and writes; the others wait at the boundary.
 
     Between epochs: validation by a sweep; a sweep of train where the resampler or the balancer asks for one; the plan of
-    the next epoch; `on_epoch`; the checkpoint; the report. A restarted worker group goes on from the last checkpoint,
-    and repeats what came after it with the same batches and the same plans.
+    the next epoch (`Between`); `on_epoch`; the checkpoint; the report. A restarted worker group goes on from the last
+    checkpoint, and repeats what came after it with the same batches and the same plans.
     """
 
-    def __init__(self, run: Run, valuers: Sequence[Any], data_cpus: float) -> None:
+    def __init__(self, run: Run, valuers: Sequence[Any], conductor: Any, data_cpus: float) -> None:
         import ray.train
         import ray.train.torch
 
@@ -67,7 +70,7 @@ class Training:
         context = ray.train.get_context()
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
         self.leads = self.rank == 0
-        self.run, self.config, self.valuers, self.data_cpus = run, config, valuers, data_cpus
+        self.run, self.config, self.data_cpus = run, config, data_cpus
         self.manifest = run.manifest
         self.task = self.manifest.build_task()
         self.device = ray.train.torch.get_device()
@@ -89,23 +92,30 @@ class Training:
         )
         self.position = Position(0, 0)
         self.best: dict[str, Any] | None = None
+        self.stopping = EarlyStopping(config.early_stopping)
         self.progress = ProgressFile(run.path / "progress.json")
+        self.sweeps = SweepSchedule(config, self.balancer, self.resampler, self.manifest.splits["train"].rows)
+        self.between = Between(run, self.manifest, self.sweeps, valuers, conductor, self.progress)
         self._resume()
 
     def over(self, position: Position) -> bool:
-        """Whether the budget of steps or epochs is spent, with `position` the next to train at."""
+        """Whether the budget of steps or epochs, or the patience, is spent, with `position` the next to train at."""
         steps, epochs = self.config.max_steps, self.config.max_epochs
-        return (steps is not None and self.step.step >= steps) or (epochs is not None and position.epoch >= epochs)
+        spent = (steps is not None and self.step.step >= steps) or (epochs is not None and position.epoch >= epochs)
+        return spent or self.stopping.over(position.epoch)
 
     def train(self) -> None:
+        """Train to the end, or until someone asks to stop: then a checkpoint is left where training stands."""
         while not self.over(self.position):
             numbers = self._epoch()
+            if numbers is None:
+                return
             self._boundary(numbers)
 
     # One epoch.
 
-    def _epoch(self) -> dict[str, Any]:
-        """Train on what is left of the epoch; returns its numbers."""
+    def _epoch(self) -> dict[str, Any] | None:
+        """Train on what is left of the epoch; returns its numbers, None where it was stopped before its end."""
         epoch = self.position.epoch
         plan = self._plan_of(epoch)
         spec = EpochSpec(
@@ -159,8 +169,14 @@ class Training:
                     note=f"{rows_per_second:,.0f} rows/s",
                 )
             every = self.config.checkpoint.every_steps
-            if every and self.step.step % every == 0 and self.position.step < steps:
+            due = every is not None and self.step.step % every == 0
+            stop = self._asked_to_stop()
+            if (due or stop) and self.position.step < steps:
                 self._checkpoint(self.position)
+                if stop:
+                    if self.leads:
+                        write_json(self.run.path / "stopped.json", {"epoch": epoch, "step": self.position.step})
+                    return None
         # An epoch that the budget cuts short never comes to its padding, or not to all of it.
         padding = entries.padding if steps == entries.steps else 0
         copies = entries.plan.copies.sum(axis=0, dtype=np.int64) if entries.plan is not None else None
@@ -171,6 +187,7 @@ class Training:
             "entries": steps * self.config.batch_size - padding,
             "padding": padding,
             "repeats": 0 if entries.plan is None else int(entries.plan.repeats.sum(dtype=np.int64)),
+            "reused_plan": int(self.run.reused(epoch).exists()),
             **{f"copies/{m}": 0 if copies is None else int(copies[i]) for i, m in enumerate(self.manifest.names)},
             "seconds/train": time.perf_counter() - began,
             "seconds/wait": waited,
@@ -178,9 +195,18 @@ class Training:
             "seconds/first_batch": first_batch,
         }
 
+    def _asked_to_stop(self) -> bool:
+        """Whether the workers agree to stop after this step: rank 0 looks for the file, now and then."""
+        if self.step.step % STOP_EVERY:
+            return False
+        asked = torch.tensor([float(self.leads and self.run.stop.exists())], device=self.device)
+        if self.world_size > 1:
+            dist.broadcast(asked, src=0)
+        return bool(asked.item())
+
     def _plan_of(self, epoch: int) -> Path | None:
         """The plan an epoch trains on, None for a plain one."""
-        return None if self.resampler.values_epoch(epoch) is None else self.run.plan(epoch)
+        return None if self.resampler.values_epoch(epoch, self.sweeps.lag) is None else self.run.plan(epoch)
 
     # The boundary between epochs.
 
@@ -190,25 +216,30 @@ class Training:
 
         epoch = self.position.epoch
         after = Position(epoch + 1, 0)
-        swept = self.resampler.wants_values(epoch) or self.balancer.needs_values
-        if self.over(after):
-            swept = self.balancer.needs_values  # nothing is left that a plan could steer; `valuation.final` follows
         draft = None
         if self.leads:
             draft = self.run.checkpoints.draft(after, self._weights())
-            numbers |= self._value(epoch, draft / "model.pt", swept)
+            numbers |= self.between.validate(epoch, draft / "model.pt")
         ray.train.collective.barrier()
         validation = read_result(self.run.values_folder("validation", epoch))
-        train = read_result(self.run.values_folder("train", epoch)) if swept else None
-        self.balancer.on_epoch(validation.matrix, train.contributions if train else None)
         self._remember_best(validation, epoch, after)
-        self.position = after
-        metrics = {**numbers, **self._metrics(validation, train)}
+        last = self.over(after)
         if self.leads:
-            # Before the checkpoint: what lies beyond a checkpoint is cut on resume, what a checkpoint lacks is lost.
-            self.metrics.append(metrics)
-            self.metrics.write()
+            assert draft is not None
+            numbers |= self.between.value(epoch, draft / "model.pt", last)
+        ray.train.collective.barrier()
+        # A sweep for the record alone changes nothing.
+        newest = epoch - self.sweeps.lag
+        used = self.balancer.needs_values or self.sweeps.steers(newest, last and newest == epoch)
+        train = self.between.result(newest) if used else None
+        self.balancer.on_epoch(validation.matrix, train.contributions if train else None)
+        self.position = after
+        metrics = {**numbers, **self._metrics(validation)}
+        if self.leads:
+            self._append_metrics(epoch, metrics, last)
         checkpoint = self._commit(draft, after)
+        if self.leads and checkpoint is not None and not last:
+            self.between.begin(epoch, checkpoint / "model.pt")
         # Ray keeps metrics only beside a checkpoint of its own; ours lie in the run folder, so it gets a pointer.
         with tempfile.TemporaryDirectory() as folder:
             pointer = None
@@ -217,84 +248,29 @@ class Training:
                 pointer = ray.train.Checkpoint.from_directory(folder)
             ray.train.report(metrics, checkpoint=pointer)
 
-    def _value(self, epoch: int, weights: Path, swept: bool) -> dict[str, float]:
-        """Validate, sweep train, plan the next epoch. Rank 0 only."""
-        seconds = {}
-        began = time.perf_counter()
-        run_sweep(self.run.sweep("validation", epoch, weights), self.valuers, self._shows("validation", epoch))
-        seconds["seconds/validation"] = time.perf_counter() - began
-        if swept:
-            began = time.perf_counter()
-            rows = self.manifest.splits["train"].rows
-            ids = self.resampler.valued_ids(rows, epoch, self.config.seed)
-            wanted = None
-            if ids is not None and not self.balancer.needs_values:
-                wanted = self.run.path / "plans" / f"{epoch:04d}-valued.npy"
-                with atomic(wanted) as part, part.open("wb") as file:
-                    np.save(file, np.sort(ids), allow_pickle=False)
-            sweep = self.run.sweep("train", epoch, weights, ids=wanted)
-            run_sweep(sweep, self.valuers, self._shows("sweep of train", epoch))
-            seconds["seconds/sweep"] = time.perf_counter() - began
-        began = time.perf_counter()
-        self._make_plan(epoch + 1)
-        seconds["seconds/plan"] = time.perf_counter() - began
-        return seconds
+    def _append_metrics(self, epoch: int, metrics: dict[str, Any], last: bool) -> None:
+        """Add the epoch's row; contributions stand in the row of the epoch whose weights they are of."""
+        self.metrics.append(metrics)
+        for row in self.metrics.rows[-2:]:
+            here = row["epoch"]
+            if self.sweeps.wants(here, last and here == epoch) and (found := self.between.result(here)) is not None:
+                row |= {f"contribution/{m}": value for m, value in found.contributions.items()}
+        # Before the checkpoint: what lies beyond a checkpoint is cut on resume, what a checkpoint lacks is lost.
+        self.metrics.write()
 
-    def _make_plan(self, epoch: int) -> None:
-        """The plan of an epoch, from the sweep that the resampler names: a pure function of files and the seed."""
-        source = None if self.over(Position(epoch, 0)) else self.resampler.values_epoch(epoch)
-        if source is None:
-            return
-        folder = self.run.values_folder("train", source)
-        rows, modalities = self.manifest.splits["train"].rows, len(self.manifest.modalities)
-        expected = {"manifest_hash": self.manifest.hash, "epoch": str(source)}
-        state = None
-        if self.resampler.keeps_state:
-            state = self._smoothed(source, folder, expected)
-        plan = self.resampler.plan(
-            epoch,
-            iter_chunks(folder, expected, opener=open_parquet),
-            rows,
-            modalities,
-            seed=self.config.seed,
-            present=Reader(self.config.data).present("train"),
-            state=state,
-        )
-        plan.save(self.run.plan(epoch))
-
-    def _smoothed(self, source: int, folder: Path, expected: Mapping[str, Any]) -> np.ndarray:
-        """The resampler's state after a sweep, kept beside the plans."""
-        path = self.run.path / "plans" / f"{source:04d}.state.npy"
-        earlier = sorted(p for p in path.parent.glob("*.state.npy") if int(p.name[:4]) < source)
-        previous = np.load(earlier[-1], allow_pickle=False) if earlier else None
-        state = self.resampler.state(
-            iter_chunks(folder, expected, opener=open_parquet),
-            self.manifest.splits["train"].rows,
-            len(self.manifest.modalities),
-            previous,
-        )
-        assert state is not None
-        with atomic(path) as part, part.open("wb") as file:
-            np.save(file, state, allow_pickle=False)
-        return state
-
-    def _shows(self, phase: str, epoch: int) -> Any:
-        return lambda done, total, left: self.progress.write(phase, done, total, epoch=epoch)
-
-    def _metrics(self, validation: SweepResult, train: SweepResult | None) -> dict[str, float]:
+    def _metrics(self, validation: SweepResult) -> dict[str, float]:
         names = self.manifest.names
         full = 2 ** len(names) - 1
         row: dict[str, float] = {}
         for c, cell in validation.matrix.items():
             where = "validation" if c == full else f"validation/{coalition_name(c, names)}"
             row |= {f"{where}/{name}": value for name, value in cell.items() if name != "rows"}
-        if train is not None:
-            row |= {f"contribution/{m}": value for m, value in train.contributions.items()}
         return row
 
     def _remember_best(self, validation: SweepResult, epoch: int, after: Position) -> None:
         full = validation.matrix[2 ** len(self.manifest.names) - 1]
         value, loss = full[self.task.headline], full["loss"]
+        self.stopping.update(epoch, value)
         # Small validation splits tie often: the lower loss then decides, not the earlier epoch.
         if self.best is None or (value, -loss) > (self.best["value"], -self.best["loss"]):
             self.best = {
@@ -332,6 +308,7 @@ class Training:
             "schedule": self.schedule.state_dict(),
             "step": self.step.state_dict(),
             "best": self.best,
+            "stopping": self.stopping.state_dict(),
             "rng": states,
             "modalities": list(self.manifest.names),
             "manifest_hash": self.manifest.hash,
@@ -341,7 +318,7 @@ class Training:
         self.steps.write()
         folder = self.run.checkpoints.commit(draft, position, state)
         self.run.checkpoints.set_best(self.best)
-        self.run.checkpoints.retain(self.config.checkpoint.keep)
+        self.run.checkpoints.retain(self.config.checkpoint.keep, self.between.pending)
         return folder
 
     def _digest(self, epoch: int) -> str:
@@ -353,6 +330,8 @@ class Training:
 
     def _resume(self) -> None:
         """Go on from the newest checkpoint, and cut what was written after it."""
+        import ray.train.collective
+
         positions = self.run.checkpoints.positions()
         if positions:
             weights, state = self.run.checkpoints.load(positions[-1])
@@ -367,16 +346,23 @@ class Training:
             self.schedule.load_state_dict(state["schedule"])
             self.step.load_state_dict(state["step"])
             self.best = state["best"]
+            self.stopping.load_state_dict(state["stopping"])
             if len(state["rng"]) == self.world_size:
                 torch.set_rng_state(state["rng"][self.rank])
         if self.leads:
             self.run.checkpoints.set_best(self.best)
-            for path in (self.run.path / "plans").glob("*.npy"):
+            for path in (self.run.path / "plans").glob("[0-9]*"):
                 # A plan of this epoch stays, and the state of the sweeps before it.
                 if int(path.name[:4]) > self.position.epoch - ("state" in path.name):
                     path.unlink()
             self.steps = History(self.run.path / "steps.parquet", lambda row: row["step"] < self.step.step)
             self.metrics = History(self.run.path / "metrics.parquet", lambda row: row["epoch"] < self.position.epoch)
+            if positions and not self.over(self.position):
+                weights_of = self.run.checkpoints.folder / str(Position(self.position.epoch, 0)) / "model.pt"
+                self.between.resume(self.position, weights_of)
+        if self.sweeps.lag:
+            # A sweep may take longer than a collective of the others would wait for rank 0.
+            ray.train.collective.barrier()
 
 
 def _timed(batches: Iterator[Any], limit: int) -> Iterator[tuple[Any, float]]:
