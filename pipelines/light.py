@@ -33,7 +33,8 @@ class LightRun:
 
     `model` has the best epoch's weights, in eval mode; `values` {split: score tables by it} and `matrix` {split: metrics by
     coalition id} are of validation and test. `best` is {"epoch", "step", "metric", "value", "loss"} of that epoch on
-    validation, `epochs` a row an epoch, `last` the weights after the last step.
+    validation, `epochs` a row an epoch, `last` the weights after the last step. `seen` int64 [train rows, M + 1]: how often a
+    row was trained on in all steps, padding included: by copies that keep modality m alone, and, last column, whole.
     """
 
     model: MultimodalModel
@@ -42,6 +43,7 @@ class LightRun:
     best: dict[str, Any]
     epochs: list[dict[str, Any]]
     last: dict[str, Tensor]
+    seen: np.ndarray
 
 
 def train_light(config: Config) -> LightRun:
@@ -82,10 +84,14 @@ def train_light(config: Config) -> LightRun:
     epochs: list[dict[str, Any]] = []
     best: dict[str, Any] = {}
     weights: dict[str, Tensor] = {}
+    seen = np.zeros((num_rows, len(names) + 1), np.int64)
+    kinds = np.append(1 << np.arange(len(names)), full)  # of entries, by what they keep
     while not over():
         entries = EntryList(plan, num_rows, len(names), manifest.chunk_rows, config.seed, epoch, config.batch_size)
         steps = entries.steps if config.max_steps is None else min(entries.steps, config.max_steps - step.step)
         order = np.concatenate([entries.window(w)[1] for w in range(entries.num_windows)])
+        entered = order[: steps * config.batch_size]
+        np.add.at(seen, entered["sample_id"], entered["keep"][:, None] == kinds)
         step.epoch = epoch
         loss = 0.0
         for part in np.split(order, entries.steps)[:steps]:
@@ -124,7 +130,9 @@ def train_light(config: Config) -> LightRun:
     model.load_state_dict(weights)
     found = {name: valued(columns[name]) for name in ("validation", "test")}
     values = {name: joined(chunks) for name, (chunks, _) in found.items()}
-    return LightRun(model.eval(), values, {name: matrix for name, (_, matrix) in found.items()}, best, epochs, last)
+    return LightRun(
+        model.eval(), values, {name: matrix for name, (_, matrix) in found.items()}, best, epochs, last, seen
+    )
 
 
 def value_columns(
