@@ -12,36 +12,39 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
+from equipoise.datasets.bad_value import BadValueError
 from equipoise.models.errors import EquipoiseError
 from equipoise.models.modality import Modality
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _EIGHT_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
+_FILES = {"image": ("an image", "a PNG or JPEG"), "audio": ("audio", "an OGG, WAV or FLAC file")}
 _ROW_AXES = {"array": 0, "sequence": 1}  # axes of a value before `shape`
-
-
-class BadValueError(ValueError):
-    """A value that a modality cannot hold. The message is a clause that follows "modality 'm' of row 'r' "."""
 
 
 def encode(modality: Modality, value: Any) -> bytes | str:
     """The stored form of one value that is present.
 
     array, sequence: raw float32, little-endian, C order; an array may also come flat (in C order) with the right number
-    of entries, as Parquet's lists do. image: PNG or JPEG bytes, unchanged. text: the string, unchanged.
+    of entries, as Parquet's lists do. image: PNG or JPEG bytes, audio: OGG, WAV or FLAC bytes, text: the string, all
+    unchanged.
     Raises `BadValueError`.
     """
     if modality.kind == "text":
         if not isinstance(value, str):
             raise BadValueError(f"is text, but the value is of type {type(value).__name__}: give a string")
         return value
-    if modality.kind == "image":
+    if modality.kind in _FILES:
+        article, formats = _FILES[modality.kind]
         if not isinstance(value, bytes | bytearray | memoryview):
             raise BadValueError(
-                f"is an image, but the value is of type {type(value).__name__}: give the bytes of a PNG or JPEG"
+                f"is {article}, but the value is of type {type(value).__name__}: give the bytes of {formats}"
             )
-        _pixels(modality, bytes(value))
-        return bytes(value)
+        data = bytes(value)
+        if modality.kind == "audio":
+            _audio().check(data)
+        _unpacked(modality, data)
+        return data
     return _numbers(modality, value).tobytes()
 
 
@@ -104,6 +107,20 @@ def _pixels(modality: Modality, data: bytes) -> NDArray[np.float32]:
     return pixels.reshape(height, width, channels).transpose(2, 0, 1).astype(np.float32) / np.float32(255)
 
 
+def _audio() -> Any:
+    from equipoise.datasets import audio  # a second of import that data without sound does without
+
+    return audio
+
+
+def _unpacked(modality: Modality, data: bytes) -> NDArray[np.float32]:
+    """What is in an encoded file. Raises `BadValueError`."""
+    found: NDArray[np.float32] = (
+        _pixels(modality, data) if modality.kind == "image" else _audio().log_mel(modality, data)
+    )
+    return found
+
+
 class Decoder:
     """Turns stored values of one modality into tensors.
 
@@ -155,11 +172,13 @@ class Decoder:
 
     def _raw(self, data: bytes) -> NDArray[np.float32]:
         m = self.modality
-        if m.kind == "image":
+        if m.kind in _FILES:
             try:
-                return _pixels(m, data)
+                return _unpacked(m, data)
             except BadValueError as error:
-                raise EquipoiseError(f"A stored image of modality {m.name!r} {error}: the shard is damaged.") from error
+                raise EquipoiseError(
+                    f"A stored {m.kind} of modality {m.name!r} {error}: the shard is damaged."
+                ) from error
         size = 4 * int(np.prod(m.shape))
         if len(data) % size or (m.kind == "array" and len(data) != size):
             raise EquipoiseError(

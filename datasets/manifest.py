@@ -192,7 +192,7 @@ class Manifest(_Record):
 
 def disk_schema(modalities: tuple[Modality, ...]) -> pa.Schema:
     """The columns of a shard. A modality is null where it is absent: else raw bytes (little-endian float32 in C order for
-    arrays and sequences, the encoded file for images) or a string. Bit m of `present` is modality m.
+    arrays and sequences, the encoded file for images and audio) or a string. Bit m of `present` is modality m.
     """
     return pa.schema(
         [

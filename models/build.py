@@ -71,7 +71,7 @@ class ModelConfig(BaseModel):
 
 
 def auto_encoder(modality: Modality) -> EncoderKind:
-    """Text: embedding_gru. Image: cnn2d. Sequence: gru. Array: mlp where it is one-dimensional or small (up to 256
+    """Text: embedding_gru. Image: cnn2d. Sequence, audio: gru. Array: mlp where it is one-dimensional or small (up to 256
     values), cnn1d for [T, C], cnn2d for [C, H, W], mlp above.
     """
     if modality.kind == "array":
@@ -79,7 +79,7 @@ def auto_encoder(modality: Modality) -> EncoderKind:
             return "mlp"
         by_rank: dict[int, EncoderKind] = {2: "cnn1d", 3: "cnn2d"}
         return by_rank.get(len(modality.shape), "mlp")
-    by_kind: dict[str, EncoderKind] = {"text": "embedding_gru", "image": "cnn2d", "sequence": "gru"}
+    by_kind: dict[str, EncoderKind] = {"text": "embedding_gru", "image": "cnn2d", "sequence": "gru", "audio": "gru"}
     return by_kind[modality.kind]
 
 
@@ -89,7 +89,7 @@ def encoder_kinds(modality: Modality) -> tuple[EncoderKind, ...]:
         return ("embedding_gru",)
     if modality.kind == "image":
         return ("cnn2d", "mlp")
-    if modality.kind == "sequence":
+    if modality.kind in ("sequence", "audio"):
         return ("gru", "cnn1d", "mlp")
     return ("mlp", "cnn1d", "gru", "cnn2d") if len(modality.shape) == 3 else ("mlp", "cnn1d", "gru")
 

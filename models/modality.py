@@ -8,7 +8,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from equipoise.models.errors import EquipoiseError, option_error
 
-Kind = Literal["array", "sequence", "image", "text"]
+Kind = Literal["array", "sequence", "image", "text", "audio"]
+SAMPLE_RATE = 16_000  # Hz
 
 
 class Modality(BaseModel):
@@ -20,6 +21,9 @@ class Modality(BaseModel):
     - `image`: encoded PNG or JPEG bytes; decoded to float32 of `shape` = (channels, height, width), scaled to [0, 1].
     - `text`: a string; decoded through a vocabulary fitted on train rows to int64 `[max_length]`, 0 = padding, beside
       its length.
+    - `audio`: an encoded sound, OGG (Vorbis or Opus), WAV or FLAC bytes; decoded to a log-mel spectrogram, float32
+      `[max_length, n_mels]` with `shape` = (n_mels,), beside its length: a frame every 10 ms of the sound, which is
+      resampled to `sample_rate`. Like a sequence in all else.
 
     `transform="standardize"` subtracts the mean and divides by the deviation of each entry of the last axis (of each
     channel of an image), fitted on train rows only. The absent value is zeros (after the transform), an empty sequence
@@ -35,6 +39,7 @@ class Modality(BaseModel):
     transform: Literal["none", "standardize"] = "none"
     max_length: int | None = None
     vocabulary: int = 8192
+    sample_rate: int | None = None
 
     if not TYPE_CHECKING:  # type checkers take the signature from the fields
 
@@ -52,11 +57,24 @@ class Modality(BaseModel):
         if not self.column:
             object.__setattr__(self, "column", self.name)
         if self.has_length and not self.max_length:
-            raise EquipoiseError(f"Modality {self.name!r} is a {self.kind}: give its max_length.")
+            what = "audio" if self.kind == "audio" else f"a {self.kind}"
+            raise EquipoiseError(f"Modality {self.name!r} is {what}: give its max_length.")
         if self.kind == "image" and len(self.shape) != 3:
             raise EquipoiseError(
                 f"Modality {self.name!r} is an image: give its shape as (channels, height, width), not {self.shape}."
             )
+        if self.kind == "audio":
+            if len(self.shape) != 1 or self.shape[0] < 1:
+                raise EquipoiseError(
+                    f"Modality {self.name!r} is audio: give its shape as (mel bins,), such as (40,), not {self.shape}."
+                )
+            object.__setattr__(self, "sample_rate", SAMPLE_RATE if self.sample_rate is None else self.sample_rate)
+            if not 1_000 <= int(self.sample_rate or 0) <= 96_000:
+                raise EquipoiseError(
+                    f"Modality {self.name!r} has sample_rate={self.sample_rate}: give 1000 to 96000, in Hz."
+                )
+        elif self.sample_rate is not None:
+            raise EquipoiseError(f"Modality {self.name!r} is no audio: sample_rate has no meaning for it.")
         if self.kind == "array" and not self.shape:
             raise EquipoiseError(f"Modality {self.name!r} is an array: give its shape.")
         if self.kind == "text" and self.transform != "none":
@@ -66,14 +84,14 @@ class Modality(BaseModel):
     @property
     def has_length(self) -> bool:
         """Whether decoding adds `<name>_length` beside the tensor."""
-        return self.kind in ("sequence", "text")
+        return self.kind in ("sequence", "text", "audio")
 
     @property
     def decoded_shape(self) -> tuple[int, ...]:
         """Shape of one decoded row."""
         if self.kind == "text":
             return (int(self.max_length or 0),)
-        return (int(self.max_length or 0), *self.shape) if self.kind == "sequence" else self.shape
+        return (int(self.max_length or 0), *self.shape) if self.has_length else self.shape
 
     @property
     def decoded_dtype(self) -> np.dtype:
