@@ -1,20 +1,16 @@
-"""The named data sets, prepared and compared with where they come from."""
+"""The named data sets, prepared and compared with where they come from: those of numbers, and what all have in common."""
 
-import json
-from importlib.metadata import PackageNotFoundError, distribution
-from io import BytesIO
+from importlib.metadata import PackageNotFoundError
 
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
+from source_rows import disjoint, needs, of_split, rows_of, whole
 
 from equipoise.cli import main
 from equipoise.datasets import sources
 from equipoise.datasets.manifest import Manifest
 from equipoise.datasets.prepare import prepare
-from equipoise.datasets.reading import Reader
-from equipoise.datasets.sources import emoji
 from equipoise.models.errors import EquipoiseError
 
 
@@ -31,38 +27,6 @@ def watch(tmp_path_factory):
     root = tmp_path_factory.mktemp("watch") / "data"
     prepare("watch", root)
     return root
-
-
-def needs(package):
-    """The folder of an installed package, without importing it."""
-    try:
-        return distribution(package).locate_file("")
-    except PackageNotFoundError:
-        pytest.skip(f"{package} is not installed: docs/data.md says how")
-
-
-def rows_of(name, **options):
-    source = sources.load(name, **options)
-    return source, list(source.rows)
-
-
-def of_split(rows, key):
-    """{split: the set of `key` of its rows}."""
-    found: dict[str, set] = {}
-    for row in rows:
-        found.setdefault(row["split"], set()).add(row[key])
-    return found
-
-
-def disjoint(found):
-    return sum(map(len, found.values())) == len(set().union(*found.values()))
-
-
-def whole(root, split):
-    reader = Reader(root)
-    chunks = range(reader.manifest.num_chunks(split))
-    ids = [i for c in chunks for i in reader.source_ids(split, c)]
-    return ids, reader.read(split, np.arange(reader.manifest.splits[split].rows)), reader.manifest
 
 
 def test_digits_come_back_as_scikit_learn_has_them(digits):
@@ -184,7 +148,7 @@ def test_without_its_package_the_sentence_says_what_to_install(name, sentence, m
 def test_an_unknown_data_set_names_the_nearest(tmp_path):
     with pytest.raises(EquipoiseError, match=r"Unknown data set 'digit': did you mean 'digits'"):
         prepare("digit", tmp_path / "out")
-    assert sources.names() == ("digits", "watch", "mfeat", "htad", "easy-vqa", "emoji")
+    assert sources.names() == ("digits", "watch", "mfeat", "htad", "easy-vqa", "emoji", "tuxpaint")
 
 
 def test_watch_as_statistics_with_validation_recordings():
@@ -322,130 +286,3 @@ def test_htad_holds_out_rows_blocks_or_runs():
 def test_wrong_options_of_htad_are_named(options, sentence):
     with pytest.raises(EquipoiseError, match=sentence):
         sources.load("htad", **options)
-
-
-def test_easy_vqa_keeps_the_packages_test_and_whole_pictures(tmp_path):
-    folder = needs("easy-vqa") / "easy_vqa" / "data"
-    source, rows = rows_of("easy-vqa", questions=3000, seed=1)
-    assert source.grouped
-    assert source.labels == tuple((folder / "answers.txt").read_text().split())
-    assert len(source.labels) == 13
-    assert len({r["source_id"] for r in rows}) == 3000
-    asked = {of: json.loads((folder / of / "questions.json").read_text()) for of in ("train", "test")}
-    for row in rows[::37]:
-        of, _, number = row["source_id"].split("-")
-        offset = 0 if of == "train" else len(asked["train"])
-        question, answer, image = asked[of][int(number) - offset]
-        assert (row["question"], row["target"]) == (question, answer)
-        assert row["image"] == (folder / of / "images" / f"{image}.png").read_bytes()
-        assert row["group"] == f"{of}-image-{image:04d}"
-        assert (row["split"] == "test") == (of == "test")
-    counts = pd.Series([r["split"] for r in rows]).value_counts()
-    assert counts["test"] == pytest.approx(3000 * 9673 / 48248, abs=60)  # three standard deviations of a fair draw
-    assert counts["validation"] / (3000 - counts["test"]) == pytest.approx(0.15, abs=0.03)
-    assert disjoint(of_split(rows, "group"))
-    again = [r["source_id"] for r in rows_of("easy-vqa", questions=3000, seed=1)[1]]
-    assert again == [r["source_id"] for r in rows]
-    assert again != [r["source_id"] for r in rows_of("easy-vqa", questions=3000, seed=2)[1]]
-
-    manifest = prepare("easy-vqa", tmp_path / "vqa", questions=600)
-    assert {m.name: (m.kind, m.decoded_shape) for m in manifest.modalities} == {
-        "image": ("image", (3, 64, 64)),
-        "question": ("text", (12,)),
-    }
-    _, columns, _ = whole(tmp_path / "vqa", "test")
-    assert columns["image"].dtype == np.float32
-    assert 4 <= columns["question_length"].min() <= columns["question_length"].max() <= 12
-
-
-def test_all_of_easy_vqa():
-    needs("easy-vqa")
-    source = sources.load("easy-vqa", questions=None)
-    counts = pd.Series([r["source_id"].split("-")[0] for r in source.rows]).value_counts()
-    assert counts.to_dict() == {"train": 38575, "test": 9673}
-    with pytest.raises(EquipoiseError, match=r"questions must be 100\.\.48248, or null for all, found 50"):
-        sources.load("easy-vqa", questions=50)
-
-
-def png(mode, size, colour):
-    file = BytesIO()
-    Image.new(mode, size, colour).save(file, "PNG")
-    return file.getvalue()
-
-
-@pytest.fixture
-def node_modules(tmp_path):
-    """The two packages in miniature: 8 categories, each with 8 subcategories of 3 emoji, and a flag."""
-    folder = tmp_path / "packages"
-    pictures = folder / "emoji-datasource-google" / "img" / "google" / "64"
-    pictures.mkdir(parents=True)
-    listed = [
-        {"unified": "1F1E6-1F1E8", "name": "A FLAG", "category": "Flags", "subcategory": "flag", "sort_order": 999},
-    ]
-    for c, category in enumerate(emoji.CATEGORIES):
-        for i in range(24):
-            code = 0x1F600 + 24 * c + i
-            listed.insert(0, {
-                "unified": f"{code:X}-FE0F", "name": f"THING {c} {i}", "category": category,
-                "subcategory": f"part-{i // 3}", "sort_order": 24 * c + i, "image": f"{code:x}-fe0f.png",
-            })  # fmt: skip
-            (pictures / f"{code:x}-fe0f.png").write_bytes(png("RGBA", (64, 64), (i, c, 0, 255)))
-    (pictures.parents[2] / "emoji.json").write_text(json.dumps(listed))
-    (pictures.parents[2] / "package.json").write_text('{"version": "16.0.0"}')
-    words = folder / "emojilib" / "dist"
-    words.mkdir(parents=True)
-    (words.parent / "package.json").write_text('{"version": "4.0.3"}')
-    named = {"\U0001f600\ufe0f": ["first_thing", "smile"], "\U0001f601\ufe0f": []}
-    (words / "emoji-en-US.json").write_text(json.dumps(named))
-    return folder
-
-
-def test_emoji_are_pictures_and_names(node_modules):
-    source, rows = rows_of("emoji", node_modules=str(node_modules))
-    assert [r["text"] for r in rows[:2]] == ["THING 0 0", "THING 0 1"]
-    assert len(rows) == 192  # no flag
-    assert pd.crosstab([r["target"] for r in rows], [r["split"] for r in rows])["train"].between(16, 17).all()
-    assert np.asarray(Image.open(BytesIO(rows[30]["image"])))[0, 0].tolist() == [6, 1, 0, 255]
-    assert "emoji-datasource-google 16.0.0" in source.terms
-    _, rows = rows_of("emoji", node_modules=str(node_modules), text="keywords")
-    assert [r["text"] for r in rows[:3]] == ["first thing, smile", None, None]
-    source, rows = rows_of("emoji", node_modules=str(node_modules), held_out="subcategories")
-    assert source.grouped
-    assert disjoint(of_split(rows, "group"))
-    table = pd.crosstab([r["target"] for r in rows], [r["split"] for r in rows])
-    assert (table > 0).all().all()
-
-
-def test_emoji_are_found_where_node_looks(node_modules, monkeypatch, tmp_path):
-    monkeypatch.setenv("PATH", "")
-    monkeypatch.setenv("NODE_PATH", f"{tmp_path / 'nothing'}:{node_modules}")
-    assert len(rows_of("emoji")[1]) == 192
-    monkeypatch.delenv("NODE_PATH")
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(EquipoiseError, match=(
-        r"'emoji' is part of the npm package emoji-datasource-google, which is not installed here: run `npm install "
-        r"emoji-datasource-google@16.0.0 emojilib@4.0.3` here, or name the folder of your packages with node_modules="
-    )):  # fmt: skip
-        sources.load("emoji")
-    with pytest.raises(EquipoiseError, match=r"not installed in elsewhere: run `npm install"):
-        sources.load("emoji", node_modules="elsewhere")
-    node_modules.rename(tmp_path / "node_modules")
-    assert len(rows_of("emoji")[1]) == 192
-    (tmp_path / "node_modules" / "emojilib").rename(tmp_path / "gone")
-    with pytest.raises(EquipoiseError, match="the npm package emojilib, which is not installed here"):
-        sources.load("emoji", text="keywords")
-    with pytest.raises(EquipoiseError, match="Unknown choice for text 'names': did you mean 'name'"):
-        sources.load("emoji", text="names")
-
-
-def test_the_real_emoji(tmp_path):
-    try:
-        manifest = prepare("emoji", tmp_path / "emoji", text="keywords")
-    except EquipoiseError as error:
-        pytest.skip(str(error))
-    assert sum(split.rows for split in manifest.splits.values()) == 1636
-    assert manifest.task.labels == emoji.CATEGORIES
-    _, columns, _ = whole(tmp_path / "emoji", "test")
-    assert columns["image"].shape == (246, 4, 64, 64)
-    assert columns["present"].all()
-    assert columns["text_length"].min() >= 1

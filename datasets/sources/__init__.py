@@ -12,7 +12,7 @@ from typing import Any
 from equipoise.models.errors import unknown
 from equipoise.models.modality import Modality
 
-_NAMES = ("digits", "watch", "mfeat", "htad", "easy-vqa", "emoji")
+_NAMES = ("digits", "watch", "mfeat", "htad", "easy-vqa", "emoji", "tuxpaint")
 
 
 @dataclass(frozen=True)
