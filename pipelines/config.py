@@ -159,7 +159,7 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Mapping[str, 
 
 def differing_keys(a: Config, b: Config) -> list[str]:
     """The dotted keys in which two configurations differ, with both values."""
-    left, right = _flat(a.model_dump()), _flat(b.model_dump())
+    left, right = flat(a.model_dump()), flat(b.model_dump())
     return [
         f"{key}: {left.get(key)!r} -> {right.get(key)!r}"
         for key in sorted({*left, *right})
@@ -195,10 +195,11 @@ def _set(raw: dict[str, Any], key: str, value: Any) -> None:
     at[last] = value
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"balancer.name": "ogm", ...} of nested sections."""
     out: dict[str, Any] = {}
     for key, value in tree.items():
-        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {prefix + key: value}
+        out |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {prefix + key: value}
     return out
 
 

@@ -26,6 +26,7 @@ from equipoise.pipelines.run import Run, write_config
 from equipoise.pipelines.seats import Seats, take_seats
 from equipoise.pipelines.sentences import refused, sentence_of
 from equipoise.pipelines.sweeps import run_sweep
+from equipoise.pipelines.trackers import check_tracker
 from equipoise.valuation.entries import check_batch_size
 
 
@@ -131,6 +132,7 @@ def _train(run: Run, valuers: Sequence[Any], conductor: Any, seats: Seats) -> No
 
 def _preflight(config: Config) -> Manifest:
     """What can be known before anything starts."""
+    check_tracker(config.tracker)
     manifest = Manifest.load(Path(config.data))
     rows = manifest.splits["train"].rows
     check_batch_size(config.batch_size, rows, config.workers)

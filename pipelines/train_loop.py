@@ -33,6 +33,7 @@ from equipoise.pipelines.seats import sit
 from equipoise.pipelines.sentences import refused, write_sentence
 from equipoise.pipelines.sweep_schedule import SweepSchedule
 from equipoise.pipelines.sweeps import SweepResult, read_result
+from equipoise.pipelines.trackers import tracker_for
 from equipoise.valuation.coalitions import coalition_name
 
 #: The workers agree whether to stop once in so many steps: one small broadcast.
@@ -109,8 +110,10 @@ class Training:
         while not self.over(self.position):
             numbers = self._epoch()
             if numbers is None:
-                return
+                break
             self._boundary(numbers)
+        if self.leads:
+            self.tracker.close()
 
     # One epoch.
 
@@ -319,6 +322,7 @@ class Training:
         folder = self.run.checkpoints.commit(draft, position, state)
         self.run.checkpoints.set_best(self.best)
         self.run.checkpoints.retain(self.config.checkpoint.keep, self.between.pending)
+        self.tracker.log(self.steps.rows, self.metrics.rows)
         return folder
 
     def _digest(self, epoch: int) -> str:
@@ -357,6 +361,8 @@ class Training:
                     path.unlink()
             self.steps = History(self.run.path / "steps.parquet", lambda row: row["step"] < self.step.step)
             self.metrics = History(self.run.path / "metrics.parquet", lambda row: row["epoch"] < self.position.epoch)
+            self.tracker = tracker_for(self.run)
+            self.tracker.start(self.steps.rows, self.metrics.rows)
             if positions and not self.over(self.position):
                 weights_of = self.run.checkpoints.folder / str(Position(self.position.epoch, 0)) / "model.pt"
                 self.between.resume(self.position, weights_of)

@@ -318,6 +318,6 @@ def test_the_sentences_in_the_trouble_table_are_said(folder):
         assert len(told) == 1, f"{caught.value}: {told}"
         seen.add(told[0])
     # What only a run on Ray can say is at least in its source; the tests of `fit` raise it.
-    source = " ".join(path.read_text() for path in sorted((REPO / "pipelines").glob("*.py")))
+    source = " ".join(path.read_text() for path in sorted((REPO / "pipelines").rglob("*.py")))
     for row in set(rows) - seen:
         assert max((part.strip() for part in row.split("...")), key=len) in source, row

@@ -13,6 +13,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 import torch
+from tracked import in_parquet, in_tensorboard
 
 import equipoise
 from equipoise import EquipoiseError, Run, valuation
@@ -221,6 +222,7 @@ def test_delays_a_killed_actor_and_a_killed_worker_change_nothing(faults, plain,
     run = equipoise.fit(CONFIG, data=data, out=str(out))
     assert len(actor.killed) == 1
     assert len(worker.killed) == 1
+    assert in_tensorboard(out) == in_parquet(out, np.float32)
     assert_same_run(run, plain)
 
 
