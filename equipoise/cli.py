@@ -164,10 +164,14 @@ def list_(
             rows.append([name, " ".join(first.split()), *facts, ", ".join(type(method).Options.model_fields) or "-"])
         console.print(table(title, ["name", "what it does", *more, "options"], rows))
 
+    def data() -> None:
+        rows = [[n, sources.summary(n), ", ".join(sources.options_of(n)) or "-"] for n in sources.names()]
+        console.print(table("Data sets", ["name", "what it is", "options"], rows))
+
     shown = {
         "balancers": lambda: methods("Balancers", balancers.get, balancers.names(), "tasks", "accepts"),
         "resamplers": lambda: methods("Resamplers", valuation.get, valuation.names()),
-        "data": lambda: console.print(table("Data sets", ["name"], [[name] for name in sources.names()])),
+        "data": data,
     }
     if what and what not in shown:
         raise unknown("list", what, shown)

@@ -23,8 +23,10 @@ import equipoise
 from equipoise import EquipoiseError, Run, balancers, valuation
 from equipoise.balancers.balancer import REGISTRY
 from equipoise.cli import app
+from equipoise.datasets import sources
 from equipoise.datasets.prepare import prepare
 from equipoise.models import MLP, Classification, LateFusion, Modality
+from equipoise.models.modality import Kind
 from equipoise.pipelines.assembly import assemble
 from equipoise.pipelines.checkpoint import Position
 from equipoise.pipelines.config import Config, load_config
@@ -264,6 +266,23 @@ def test_the_store_table_is_the_schema():
     )
     assert said is not None
     assert re.findall(r"`(\w+)`", said[1]) == list(valuation.StoreInfo.__dataclass_fields__)
+
+
+def test_the_data_tables_are_the_data_sets():
+    page = tables("docs/data.md")
+    assert [row[0] for row in page["Data sets"][1:]] == [f"`{name}`" for name in sources.names()]
+    options = {name: sources.options_of(name) for name in sources.names()}
+    assert first_columns(page["Options"]) == [
+        (f"`{name}`", f"`{option}`", written(list(default) if isinstance(default, tuple) else default))
+        for name, known in options.items()
+        for option, default in known.items()
+        if option != "seed"
+    ]
+    # What the table tells to install is what `prepare` tells where it is missing.
+    for name, *_, install in page["Data sets"][2:]:
+        module = name.strip("`").replace("-", "_")
+        assert install.strip("`") in (REPO / "datasets" / "sources" / f"{module}.py").read_text(), name
+    assert [row[0].strip("`") for row in page["Kinds of modality"][1:]] == list(get_args(Kind))
 
 
 # What the trouble table says

@@ -4,9 +4,10 @@ A hyphen in a name is an underscore in its file's.
 """
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 from equipoise.models.errors import unknown
@@ -40,19 +41,28 @@ def load(name: str, **options: Any) -> Source:
     """The source of that name. Raises `EquipoiseError` for an unknown name or option, or a bad value of one."""
     if name not in _NAMES:
         raise unknown("data set", name, _NAMES)
-    loader = _loader(name)
-    known = inspect.signature(loader).parameters
+    known = options_of(name)
     for option in options:
         if option not in known:
             raise unknown(f"option of the data set {name!r},", option, known)
-    return loader(**options)
+    source: Source = _module(name).load(**options)
+    return source
 
 
 def takes(name: str, option: str) -> bool:
     """Whether the source of that name has this option."""
-    return option in inspect.signature(_loader(name)).parameters
+    return option in options_of(name)
 
 
-def _loader(name: str) -> Callable[..., Source]:
-    loader: Callable[..., Source] = import_module(f"{__name__}.{name.replace('-', '_')}").load
-    return loader
+def options_of(name: str) -> dict[str, Any]:
+    """{option: its default} of the source of that name."""
+    return {option: p.default for option, p in inspect.signature(_module(name).load).parameters.items()}
+
+
+def summary(name: str) -> str:
+    """What the source of that name is, in a line."""
+    return (_module(name).__doc__ or "").split("\n", 1)[0]
+
+
+def _module(name: str) -> ModuleType:
+    return import_module(f"{__name__}.{name.replace('-', '_')}")

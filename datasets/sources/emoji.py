@@ -29,7 +29,10 @@ CATEGORIES = (
 _HELD_OUT = ("rows", "subcategories")
 _TEXT = ("name", "keywords")
 _PICTURES, _KEYWORDS = "emoji-datasource-google", "emojilib"
-_VERSIONS = {_PICTURES: "16.0.0", _KEYWORDS: "4.0.3"}
+_INSTALL = (
+    "`npm install emoji-datasource-google@16.0.0 emojilib@4.0.3` here, or name the folder of your packages with "
+    "node_modules="
+)
 _TERMS = (
     "Pictures: Google's Noto Emoji (Apache-2.0), as shipped with emoji-datasource-google {} (MIT); keywords, where asked "
     "for: emojilib (MIT)."
@@ -96,14 +99,8 @@ def _package(name: str, node_modules: str | None) -> Path:
     for folder in _folders(node_modules):
         if (folder / name / "package.json").is_file():
             return folder / name
-    install = "`npm install " + " ".join(f"{package}@{version}" for package, version in _VERSIONS.items()) + "`"
     where = "here" if node_modules is None else f"in {node_modules}"
-    raise not_installed(
-        "emoji",
-        f"the npm package {name}",
-        f"{install} here, or name the folder of your packages with node_modules=",
-        where,
-    )
+    raise not_installed("emoji", f"the npm package {name}", _INSTALL, where)
 
 
 def _folders(node_modules: str | None) -> Iterator[Path]:
