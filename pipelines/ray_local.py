@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 import warnings
 from typing import Any
 
+from equipoise.models.errors import EquipoiseError
+from equipoise.pipelines.machine import cores, free_memory, store_bytes
 from equipoise.pipelines.seats import Node, Resources, Seats
 
 
 def look(verbose: bool = False) -> Resources:
-    """What there is: on this machine, or in the cluster that RAY_ADDRESS names or this process is in, which is joined."""
+    """What there is: on this machine, or in the Ray that is there already, which is joined.
+
+    Raises:
+        EquipoiseError: no Ray answers at RAY_ADDRESS.
+    """
     import torch
 
-    cores = (
-        tuple(sorted(os.sched_getaffinity(0)))
-        if hasattr(os, "sched_getaffinity")
-        else tuple(range(os.cpu_count() or 1))
-    )
     usable = torch.cuda.is_available()
-    if not (os.environ.get("RAY_ADDRESS") or ("ray" in sys.modules and sys.modules["ray"].is_initialized())):
+    if not joins():
         gpus = torch.cuda.device_count() if usable else 0
-        return Resources((Node("this machine", len(cores), gpus),), cores, cuda=usable)
+        here = Node("this machine", len(cores()), gpus, free_memory(), store_bytes())
+        return Resources((here,), cores(), cuda=usable)
     _init(verbose)
     import ray
 
@@ -34,7 +37,12 @@ def look(verbose: bool = False) -> Resources:
 
     nodes = tuple(node(said) for said in ray.nodes() if said["Alive"])
     # The head of a cluster may have no GPU; on this machine, Ray may see one that this build of torch cannot use.
-    return Resources(nodes, cores, cluster=True, cuda=usable or bool(os.environ.get("RAY_ADDRESS")))
+    return Resources(nodes, cores(), cluster=True, cuda=usable or bool(os.environ.get("RAY_ADDRESS")))
+
+
+def joins() -> bool:
+    """Whether there is a Ray already: RAY_ADDRESS names one, or this process is in one."""
+    return bool(os.environ.get("RAY_ADDRESS")) or ("ray" in sys.modules and sys.modules["ray"].is_initialized())
 
 
 def start_ray(resources: Resources, seats: Seats, verbose: bool = False) -> None:
@@ -56,6 +64,20 @@ def _init(verbose: bool, **options: Any) -> None:
         for name in ("ray", "ray.data", "ray.train", "ray.tune", "ray.serve"):
             logging.getLogger(name).setLevel(logging.ERROR)
         warnings.filterwarnings("ignore", module="ray")
-    if not ray.is_initialized():
+    if ray.is_initialized():
+        return
+    address = os.environ.get("RAY_ADDRESS", "")
+    try:
+        host, colon, port = address.rpartition(":")
+        if colon and port.isdigit() and "/" not in host:
+            # Ray itself tries for minutes.
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
         level = logging.INFO if verbose else logging.ERROR
         ray.init(log_to_driver=verbose, logging_level=level, configure_logging=True, **options)
+    except OSError as error:  # ConnectionError is one
+        if not address:
+            raise
+        raise EquipoiseError(
+            f"No Ray answers at RAY_ADDRESS={address} ({str(error).splitlines()[0][:80]}): start it there (`ray start --head`), "
+            "correct the address, or unset RAY_ADDRESS to use this machine."
+        ) from error
