@@ -11,23 +11,21 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
-from equipoise import balancers, valuation
 from equipoise.datasets.manifest import Manifest
 from equipoise.models.errors import EquipoiseError
-from equipoise.pipelines.assembly import assemble
-from equipoise.pipelines.config import Config, differing_keys, load_config, pairs
+from equipoise.pipelines.config import Config, load_config, pairs
 from equipoise.pipelines.files import write_json
 from equipoise.pipelines.interrupting import alone, interruptible
-from equipoise.pipelines.placement import start_conductor, start_valuers
+from equipoise.pipelines.placement import await_seats, no_seats, start_conductor, start_valuers
+from equipoise.pipelines.preflight import concerns, preflight
 from equipoise.pipelines.progress import ProgressDisplay
 from equipoise.pipelines.ray_local import look, start_ray
 from equipoise.pipelines.run import Run, write_config
 from equipoise.pipelines.seats import Seats, take_seats
 from equipoise.pipelines.sentences import refused, sentence_of
 from equipoise.pipelines.sweeps import run_sweep
-from equipoise.pipelines.trackers import check_tracker
-from equipoise.valuation.entries import check_batch_size
 
 
 def fit(config: str | Path | Mapping[str, Any], *arguments: str, verbose: bool = False, **overrides: Any) -> Run:
@@ -54,7 +52,7 @@ def fit_config(config: Config, verbose: bool = False) -> Run:
     config = config.model_copy(
         update={"data": str(Path(config.data).resolve()), "out": str(Path(config.out).resolve())}
     )
-    manifest = _preflight(config)
+    manifest = preflight(config)
     run = _claim(config, manifest)
     assert run.manifest  # refused here if the data set changed since the run began
     if run.finished:
@@ -67,14 +65,18 @@ def _fit(run: Run, manifest: Manifest, verbose: bool) -> Run:
     config = run.config
     resources = look(verbose)
     seats = take_seats(config, resources)
+    console = Console(stderr=True)
+    for concern in concerns(config, manifest, resources, seats):
+        console.print(Text.assemble(("look: ", "yellow"), f"{concern.what} {concern.do}"))
     start_ray(resources, seats, verbose)
+    await_seats(seats, console)
     import ray
 
     write_json(run.path / "environment.json", _environment(config, manifest, seats))
     valuers = start_valuers(seats)
     conductor = start_conductor(seats, valuers) if config.valuation.lag else None
     try:
-        with ProgressDisplay(run.path / "progress.json", Console(stderr=True)):
+        with ProgressDisplay(run.path / "progress.json", console):
             _train(run, valuers, conductor, seats)
             if config.valuation.final:
                 best = run.sweep("train", "best", run.best_checkpoint() / "model.pt")
@@ -115,7 +117,11 @@ def _train(run: Run, valuers: Sequence[Any], conductor: Any, seats: Seats) -> No
             # A new name an attempt: our own checkpoints say where to go on, not Ray's record of a run.
             name=f"attempt-{len(list(attempts.glob('attempt-*'))):03d}",
             storage_path=str(attempts),
-            failure_config=ray.train.FailureConfig(max_failures=run.config.max_failures),
+            failure_config=ray.train.FailureConfig(  # type: ignore[call-arg]  # mypy sees the class of Ray Train V1
+                max_failures=run.config.max_failures,
+                # By default Ray tries for ever to start workers for which there is no room.
+                controller_failure_limit=run.config.max_failures,
+            ),
         ),
     )
     try:
@@ -123,46 +129,18 @@ def _train(run: Run, valuers: Sequence[Any], conductor: Any, seats: Seats) -> No
     except Exception as error:
         if (sentence := sentence_of(error)) is not None:
             raise sentence from error
-        if (text := refused(run.path)) is None:
-            raise
-        raise EquipoiseError(text) from error
+        if (text := refused(run.path)) is not None:
+            raise EquipoiseError(text) from error
+        if (missing := no_seats(error, seats)) is not None:
+            raise missing from error
+        raise
     if (text := refused(run.path)) is not None:
         raise EquipoiseError(text)
 
 
-def _preflight(config: Config) -> Manifest:
-    """What can be known before anything starts."""
-    check_tracker(config.tracker)
-    manifest = Manifest.load(Path(config.data))
-    rows = manifest.splits["train"].rows
-    check_batch_size(config.batch_size, rows, config.workers)
-    resampler = valuation.get(config.resampler.name, **config.resampler.options)
-    bound = getattr(resampler.options, "max_entries", None)
-    if bound is not None and bound < rows:
-        raise EquipoiseError(
-            f"resampler.options.max_entries={bound} is less than the {rows} rows of train, and originals are never left "
-            f"out: raise it to {rows} or more."
-        )
-    balancer = balancers.get(config.balancer.name, **config.balancer.options)
-    balancer.check(assemble(config, manifest), manifest.build_task())
-    return manifest
-
-
 def _claim(config: Config, manifest: Manifest) -> Run:
-    """The run folder: new, or that of an unfinished run of the same configuration."""
+    """The run folder, which the preflight found to be new or of the same configuration."""
     path = Path(config.out)
-    if path.exists() and not path.is_dir():
-        raise EquipoiseError(f"{path} is a file: a run needs a folder, choose another out=...")
-    if (path / "config.yaml").exists():
-        former = load_config(path / "config.yaml")
-        differing = [line for line in differing_keys(former, config) if not line.startswith("out:")]
-        if differing:
-            raise EquipoiseError(
-                f"{path} holds a run of another configuration ({'; '.join(differing)}): choose another out=..., or delete "
-                "the folder."
-            )
-    elif path.exists() and any(path.iterdir()):
-        raise EquipoiseError(f"{path} is not empty and holds no run: choose another out=..., or empty it.")
     try:
         path.mkdir(parents=True, exist_ok=True)
         if not (path / "manifest.json").exists():

@@ -6,6 +6,7 @@ import importlib.metadata
 import importlib.util
 import sys
 from pathlib import Path
+from typing import get_args
 
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
@@ -13,26 +14,37 @@ from packaging.specifiers import SpecifierSet
 import equipoise
 from equipoise.datasets import sources
 from equipoise.models.errors import EquipoiseError
+from equipoise.pipelines.config import Config
 from equipoise.pipelines.findings import Finding
+from equipoise.pipelines.trackers import check_tracker
 
 _SHOWN = ("ray", "torch", "numpy", "pyarrow")
-_TRACKERS = {"tensorboard": "tensorboard", "mlflow": "mlflow", "wandb": "wandb"}
 
 
 def installation() -> list[Finding]:
     package = Path(equipoise.__file__).parent
-    return [python(), *packages(), *pins(package.parent / "constraints.txt"), links(package), hugging_face(), torch_build()]
+    return [
+        python(),
+        *packages(),
+        *pins(package.parent / "constraints.txt"),
+        links(package),
+        hugging_face(),
+        torch_build(),
+    ]
 
 
 def optional() -> list[Finding]:
-    return [*data_sets(), trackers()]
+    return [*data_sets(), *trackers()]
 
 
 def python() -> Finding:
     found = sys.version.split()[0]
-    needed = _metadata()["Requires-Python"] if _metadata() else None
+    metadata = _metadata()
+    needed = metadata["Requires-Python"] if metadata is not None else None
     if needed and found not in SpecifierSet(needed, prereleases=True):
-        return Finding("wrong", "Python", f"{found}, but Equipoise needs {needed}.", "Install it in another environment.")
+        return Finding(
+            "wrong", "Python", f"{found}, but Equipoise needs {needed}.", "Install it in another environment."
+        )
     return Finding("ok", "Python", f"{found}, {sys.executable}")
 
 
@@ -40,7 +52,9 @@ def packages() -> list[Finding]:
     """Every dependency against the range that Equipoise declares."""
     if _metadata() is None:
         return [
-            Finding("look", "packages", "Equipoise is not installed: its ranges are not known.", "Run `pip install -e .`")
+            Finding(
+                "look", "packages", "Equipoise is not installed: its ranges are not known.", "Run `pip install -e .`"
+            )
         ]
     out, fine = [], 0
     for text in importlib.metadata.requires("equipoise") or ():
@@ -115,7 +129,9 @@ def hugging_face() -> Finding:
     """Whether `import datasets` is Hugging Face's, and not a folder of that name."""
     spec = importlib.util.find_spec("datasets")
     if spec is None or spec.origin is None:
-        what = "is missing" if spec is None else f"is shadowed by {next(iter(spec.submodule_search_locations or []), '?')}"
+        what = (
+            "is missing" if spec is None else f"is shadowed by {next(iter(spec.submodule_search_locations or []), '?')}"
+        )
         return Finding(
             "wrong",
             "datasets",
@@ -144,27 +160,26 @@ def torch_build() -> Finding:
 
 
 def data_sets() -> list[Finding]:
+    """The named data sets that could be prepared here, and how to get the others: all are optional."""
     there, missing = [], []
     for name in sources.names():
         try:
             sources.load(name)
             there.append(name)
         except EquipoiseError as error:
-            missing.append(Finding("look", name, str(error)))
+            missing.append(Finding("ok", name, f"optional, not here. {error}"))
     return [Finding("ok", "data sets", f"ready for `equipoise prepare`: {', '.join(there)}"), *missing]
 
 
-def trackers() -> Finding:
-    there = [name for name, module in _TRACKERS.items() if importlib.util.find_spec(module) is not None]
-    missing = [name for name in _TRACKERS if name not in there]
-    more = f"; not installed: {', '.join(missing)} (`pip install ...`, for tracker=...)" if missing else ""
-    return Finding("ok", "trackers", f"{', '.join(there) or 'none'}{more}")
-
-
-def tracker(name: str) -> Finding:
-    if name == "none" or importlib.util.find_spec(_TRACKERS[name]) is not None:
-        return Finding("ok", "tracker", name)
-    return Finding("wrong", "tracker", f"tracker={name} is not installed.", f"Run `pip install {name}`, or use tracker=none.")
+def trackers() -> list[Finding]:
+    there, missing = [], []
+    for name in get_args(Config.model_fields["tracker"].annotation):
+        try:
+            check_tracker(name)
+            there.append(name)
+        except EquipoiseError as error:
+            missing.append(Finding("ok", name, f"optional, not here. {error}"))
+    return [Finding("ok", "trackers", f"ready for tracker=: {', '.join(there)}"), *missing]
 
 
 def _metadata() -> importlib.metadata.PackageMetadata | None:

@@ -16,7 +16,9 @@ from equipoise.models.errors import EquipoiseError
 from equipoise.pipelines.assembly import assemble
 from equipoise.pipelines.config import Config, differing_keys, load_config
 from equipoise.pipelines.machine import SHM, disk, ray_folder, readable
-from equipoise.pipelines.seats import Resources, Seats
+from equipoise.pipelines.ray_local import joins, look
+from equipoise.pipelines.seats import Resources, Seats, take_seats
+from equipoise.pipelines.trackers import check_tracker
 from equipoise.valuation.entries import check_batch_size
 
 #: Of a process that has imported torch and Ray, as measured: what it holds before its first batch.
@@ -32,6 +34,20 @@ class Concern:
 
     what: str
     do: str
+
+
+def preflight(config: Config) -> Manifest:
+    """All that is known before Ray starts; the seats on a Ray that is there already are known when it is joined.
+
+    Raises:
+        EquipoiseError: the first thing that keeps the run from starting.
+    """
+    check_tracker(config.tracker)
+    manifest = Manifest.load(Path(config.data))
+    check_methods(config, manifest)
+    if check_folder(config) != "finished" and not joins():
+        take_seats(config, look())
+    return manifest
 
 
 def check_methods(config: Config, manifest: Manifest) -> None:

@@ -150,16 +150,15 @@ def sit(threads: int | None, cores: Sequence[int] | None = None) -> None:
     """
     import torch
 
-    if cores and hasattr(os, "sched_setaffinity"):
+    # A new thread inherits from the one that starts it; those that run already (Ray's) are told one by one.
+    for thread in os.listdir("/proc/self/task") if cores and hasattr(os, "sched_setaffinity") else ():
         try:
-            # A new thread inherits from the one that starts it; those that run already (Ray's) are told one by one.
-            for thread in os.listdir("/proc/self/task"):
-                os.sched_setaffinity(int(thread), cores)
+            os.sched_setaffinity(int(thread), cores or ())
         except ProcessLookupError:
-            pass  # a thread that ended meanwhile
+            continue  # it ended meanwhile
         except OSError as error:
             raise EquipoiseError(
-                f"A process of the run may not use the cores {', '.join(map(str, cores))} ({error.strerror}): Ray was "
+                f"A process of the run may not use the cores {', '.join(map(str, cores or ()))} ({error.strerror}): Ray was "
                 "started with other cores than this machine gives; use valuation.placement=shared."
             ) from error
     if threads:
