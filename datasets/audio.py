@@ -78,7 +78,7 @@ def _mel(rate: int, bins: int) -> NDArray[np.float64]:
     return filters
 
 
-@lru_cache
+@lru_cache(maxsize=8)
 def _low_pass(factor: int) -> NDArray[np.float64]:
     """The filter that `resample_poly` makes by itself, made once."""
     taps: NDArray[np.float64] = firwin(20 * factor + 1, 1 / factor, window=("kaiser", 5.0))
