@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from equipoise.models.errors import EquipoiseError
 from equipoise.pipelines.files import read_json, write_json
 
 _NAME = re.compile(r"epoch-(\d+)-step-(\d+)$")
@@ -40,20 +42,41 @@ class Checkpoints:
         return sorted(Position(int(m[1]), int(m[2])) for m in found if m)
 
     def draft(self, position: Position, model: Mapping[str, Any]) -> Path:
-        """A checkpoint in the making, with its weights: a folder that no resume looks at."""
+        """A checkpoint in the making, with its weights: a folder that no resume looks at.
+
+        Raises:
+            EquipoiseError: the disk is full or refuses; so does `commit`.
+        """
         draft = self.folder / f".draft-{position}"
         shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir(parents=True)
-        torch.save(dict(model), draft / "model.pt")
+        with self._room(position, draft):
+            draft.mkdir(parents=True)
+            torch.save(dict(model), draft / "model.pt")
         return draft
 
     def commit(self, draft: Path, position: Position, state: Mapping[str, Any]) -> Path:
         """Add the state, and make the draft a checkpoint in one rename."""
-        torch.save(dict(state), draft / "state.pt")
         final = self.folder / str(position)
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(draft, final)
+        with self._room(position, draft):
+            torch.save(dict(state), draft / "state.pt")
+            shutil.rmtree(final, ignore_errors=True)
+            os.replace(draft, final)
         return final
+
+    @contextmanager
+    def _room(self, position: Position, draft: Path) -> Iterator[None]:
+        """Say what a failed write means. torch reports a full disk as a RuntimeError about positions in a file."""
+        try:
+            yield
+        except (OSError, RuntimeError) as error:
+            shutil.rmtree(draft, ignore_errors=True)
+            free = shutil.disk_usage(self.folder.parent).free >> 20
+            before = self.positions()
+            kept = f"The one before it, {before[-1]}, is whole" if before else "There is none before it"
+            raise EquipoiseError(
+                f"The checkpoint {position} could not be written to {self.folder}, where {free} MiB are free ({error}). {kept}: "
+                "make room, and the same command goes on."
+            ) from error
 
     def load(self, position: Position) -> tuple[dict[str, Any], dict[str, Any]]:
         """(weights, state) on the CPU."""

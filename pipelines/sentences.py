@@ -1,5 +1,6 @@
 """Carrying a sentence meant for the user out of a worker, past Ray's layers of tracebacks."""
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -8,13 +9,18 @@ from equipoise.models.errors import EquipoiseError
 
 
 def sentence_of(error: BaseException | None) -> EquipoiseError | None:
-    """The `EquipoiseError` at the root of an exception, if there is one."""
+    """The `EquipoiseError` at the root of an exception, if there is one; a full disk gets its own."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
         if isinstance(error, EquipoiseError):
             # Ray's copies are of a class that also derives from RayTaskError and prints the remote traceback.
-            return EquipoiseError(*error.args) if type(error) is EquipoiseError else EquipoiseError(_last_line(error))
+            remote = hasattr(error, "traceback_str")
+            return EquipoiseError(_last_line(error)) if remote else EquipoiseError(*error.args)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return EquipoiseError(
+                f"The disk of the run is full ({error}). Its newest checkpoint is whole: make room, and the same command goes on."
+            )
         error = getattr(error, "cause", None) or error.__cause__ or error.__context__
     return None
 
@@ -33,6 +39,9 @@ def write_sentence(run: Path, error: BaseException) -> None:
                 json.dump(str(sentence), file)
         except FileExistsError:
             pass
+        except OSError:
+            # No room even for this; the driver finds it in the exception instead.
+            (run / "error.json").unlink(missing_ok=True)
 
 
 def refused(run: Path) -> str | None:

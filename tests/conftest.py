@@ -10,6 +10,10 @@ sys.path.insert(0, str(HERE))
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from gloo_pool import GlooPool  # noqa: E402
+from runs import CONFIG, start_cluster  # noqa: E402
+
+import equipoise  # noqa: E402
+from equipoise.datasets.prepare import prepare  # noqa: E402
 
 # Tiny operations with two threads on a busy machine spend their time waiting for each other.
 torch.set_num_threads(1)
@@ -43,21 +47,7 @@ def ray_cluster(tmp_path_factory):
     import ray
 
     folder = tmp_path_factory.mktemp("faults")
-    ray.init(
-        num_cpus=6,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-        runtime_env={
-            "env_vars": {
-                # This checkout, whichever one is installed.
-                "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)]),
-                "EQUIPOISE_TEST_FAULTS": str(folder),
-                "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-            },
-            "worker_process_setup_hook": "ray_faults.install",
-        },
-    )
+    start_cluster(folder)
     yield Faults(folder)
     ray.shutdown()
 
@@ -66,3 +56,17 @@ def ray_cluster(tmp_path_factory):
 def faults(ray_cluster):
     yield ray_cluster
     ray_cluster.off()
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    # 1,257 train rows in chunks of 100: nothing is divisible by anything nice, and there are two windows.
+    root = tmp_path_factory.mktemp("digits") / "data"
+    prepare("digits", root, chunk_rows=100, shard_rows=400)
+    return str(root)
+
+
+@pytest.fixture(scope="session")
+def plain(ray_cluster, data, tmp_path_factory):
+    """The undisturbed run that the others are compared with."""
+    return equipoise.fit(CONFIG, data=data, out=str(tmp_path_factory.mktemp("runs") / "plain"))

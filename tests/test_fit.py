@@ -1,18 +1,13 @@
 """The main job on real Ray: digits, two DDP workers, two valuation actors, delays and kills."""
 
 import json
-import os
-import random
-import signal
-import threading
 import time
-from pathlib import Path
 
 import numpy as np
-import psutil
 import pyarrow.parquet as pq
 import pytest
 import torch
+from runs import CONFIG, assert_same_run, kill_when, weights
 from tracked import in_parquet, in_tensorboard
 
 import equipoise
@@ -23,49 +18,6 @@ from equipoise.models.batch import to_batch
 from equipoise.pipelines.batches import EpochSpec, rank_batches
 
 pytestmark = pytest.mark.ray
-
-CONFIG = {
-    "balancer": "joint",
-    "resampler": {"name": "sample", "options": {"warmup": 1}},
-    "workers": 2,
-    "actors": 2,
-    "batch_size": 50,
-    "max_epochs": 3,
-    "seed": 5,
-    "checkpoint": {"every_steps": 10},
-}
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    # 1,257 train rows in chunks of 100: nothing is divisible by anything nice, and there are two windows.
-    root = tmp_path_factory.mktemp("digits") / "data"
-    prepare("digits", root, chunk_rows=100, shard_rows=400)
-    return str(root)
-
-
-@pytest.fixture(scope="module")
-def plain(ray_cluster, data, tmp_path_factory):
-    """The undisturbed run that the others are compared with."""
-    return equipoise.fit(CONFIG, data=data, out=str(tmp_path_factory.mktemp("runs") / "plain"))
-
-
-def weights(run, position="epoch-0003-step-000000"):
-    return torch.load(run.checkpoints.folder / position / "model.pt", weights_only=True)
-
-
-def assert_same_run(run, plain):
-    """Bit-equal in all but times: parameters, optimiser, metrics, steps, stores and plans."""
-    for name, tensor in weights(plain).items():
-        assert torch.equal(tensor, weights(run)[name]), name
-    for table in ("metrics", "steps"):
-        ours, theirs = getattr(run, table), getattr(plain, table)
-        columns = [c for c in theirs.columns if not c.startswith("seconds/")]
-        assert ours[columns].equals(theirs[columns]), table
-    for epoch in (0, 1, "best"):
-        assert run.values("train", epoch).equals(plain.values("train", epoch))
-    for epoch in (1, 2):
-        assert (np.load(run.plan(epoch)) == np.load(plain.plan(epoch))).all()
 
 
 def test_the_run_folder_holds_the_run(plain, data):
@@ -159,59 +111,10 @@ def test_a_finished_run_is_not_trained_again(plain, data):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(int(os.environ.get("EQUIPOISE_SEEDS", "1"))))
-def test_kills_at_random_moments_change_nothing(faults, plain, data, tmp_path, seed):
-    kills = int(os.environ.get("EQUIPOISE_KILLS", "3"))
-    choose = random.Random(seed)
-    faults.on("delay_reads", "slow_steps", "slow_sweeps")
-    out = tmp_path / "chaos"
-    killers = []
-    for _ in range(kills):
-        epoch, share = choose.randrange(3), choose.random() * 0.9
-        name, phase = choose.choice([("ray::Valuer", "sweep of train"), ("RayTrainWorker", "train")])
-        epoch = min(epoch, 1) if phase != "train" else epoch  # no plan follows the last epoch, so no sweep does
-
-        def ready(progress, epoch=epoch, share=share, phase=phase):
-            here = progress["phase"] == phase and progress["epoch"] == epoch
-            return here and progress["total"] > progress["done"] >= share * progress["total"]
-
-        killers.append(kill_when(out, name, ready))
-    run = equipoise.fit(CONFIG, data=data, out=str(out), max_failures=kills)
-    print(f"seed {seed}: killed {[killer.killed for killer in killers]}")
-    assert sum(len(killer.killed) for killer in killers) >= 1
-    assert_same_run(run, plain)
-
-
-@pytest.mark.slow
 def test_random_delays_change_nothing(faults, plain, data, tmp_path):
     faults.on("delay_reads")
     run = equipoise.fit(CONFIG, data=data, out=str(tmp_path / "delayed"))
     assert_same_run(run, plain)
-
-
-def kill_when(run: Path, name: str, ready) -> threading.Thread:
-    """kill -9 one Ray process of this test whose title starts with `name`, once `ready(progress)`."""
-
-    def watch():
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline:
-            try:
-                progress = json.loads((run / "progress.json").read_text())
-            except (FileNotFoundError, json.JSONDecodeError):
-                progress = None
-            if progress and ready(progress):
-                found = [p for p in psutil.Process().children(recursive=True) if name in "".join(p.cmdline())[:60]]
-                if found:
-                    found[0].send_signal(signal.SIGKILL)
-                    killed.append(found[0].pid)
-                    return
-            time.sleep(0.02)
-
-    killed: list[int] = []
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.killed = killed  # type: ignore[attr-defined]
-    thread.start()
-    return thread
 
 
 def test_delays_a_killed_actor_and_a_killed_worker_change_nothing(faults, plain, data, tmp_path):
@@ -322,7 +225,7 @@ def test_training_without_ray_is_bit_equal_to_one_worker(ray_cluster, plain, dat
     torch.set_num_threads(json.loads((one.path / "environment.json").read_text())["threads"])
     light = train_light(one.config)
     torch.set_num_threads(threads)
-    for name, tensor in weights(one, "epoch-0002-step-000000").items():
+    for name, tensor in weights(one).items():
         assert torch.equal(light.last[name], tensor), name
     assert light.best["epoch"] == one.checkpoints.best["epoch"]
     # Two workers: the same batches, and the same parameters to rounding (in float32, through Adam) after an epoch.
