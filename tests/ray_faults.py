@@ -50,8 +50,9 @@ def install() -> None:
     begin = Valuer.__init__
 
     def absent(self, *args, **kwargs):
-        # An actor that is not coming back: its machine is gone, or its GPU is held by someone else.
-        while flagged("no_valuers"):
+        # An actor that is not coming back: its machine is gone, or its GPU is held by someone else. (Rank 0's own valuer,
+        # which has no arguments, is no actor.)
+        while args and flagged("no_valuers"):
             time.sleep(0.1)
         begin(self, *args, **kwargs)
 

@@ -19,7 +19,7 @@ from equipoise.pipelines.checkpoint import Checkpoints, Position
 from equipoise.pipelines.config import load_config
 from equipoise.pipelines.light import train_light
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 LAG = {**CONFIG, "max_epochs": 5, "valuation": {"lag": 1}, "checkpoint": {"every_steps": 10, "keep": 1}}
 
@@ -73,6 +73,7 @@ def test_lag_with_one_worker_is_the_light_run_bit_for_bit(lagged, data, tmp_path
     assert any(not torch.equal(light.last[name], tensor) for name, tensor in plain.last.items())
 
 
+@pytest.mark.slow
 def test_sweeps_for_the_record_change_nothing_but_the_record(ray_cluster, data, tmp_path):
     settings = {"final": False, "every": 2, "warmup": 1, "sample": 0.3}
     run = equipoise.fit(
@@ -134,32 +135,35 @@ def lose_actors(faults, run):
     threading.Thread(target=watch, daemon=True).start()
 
 
-def test_lost_actors_end_the_run_with_a_sentence_or_train_on_with_the_last_plan(faults, plain, data, tmp_path):
-    faults.on("slow_sweeps")
-    settings = {"timeout": 4.0, "final": False}
-    lose_actors(faults, tmp_path / "stop")
-    with pytest.raises(
-        EquipoiseError, match=r"The 2 valuation actors are lost: none of them has finished a chunk for 4 s"
-    ):
-        equipoise.fit(CONFIG, data=data, out=str(tmp_path / "stop"), valuation=settings)
-    faults.off()
+SHORT = {"timeout": 4.0, "final": False}
 
-    # The same command goes on once they are back; what was valued is kept.
-    run = equipoise.fit(CONFIG, data=data, out=str(tmp_path / "stop"), valuation=settings)
+
+@pytest.mark.slow
+def test_lost_actors_end_the_run_with_a_sentence_and_it_goes_on_when_they_are_back(faults, plain, data, tmp_path):
+    faults.on("slow_sweeps")
+    lose_actors(faults, tmp_path / "stop")
+    lost = r"The 2 valuation actors are lost: none of them has finished a chunk for 4 s"
+    with pytest.raises(EquipoiseError, match=lost):
+        equipoise.fit(CONFIG, data=data, out=str(tmp_path / "stop"), valuation=SHORT)
+    faults.off()
+    run = equipoise.fit(CONFIG, data=data, out=str(tmp_path / "stop"), valuation=SHORT)
     for name, tensor in weights(plain).items():
         assert torch.equal(tensor, weights(run)[name]), name
 
+
+@pytest.mark.slow
+def test_without_actors_a_run_trains_on_with_the_last_plan_and_says_so(faults, plain, data, tmp_path):
     faults.on("slow_sweeps")
     lose_actors(faults, tmp_path / "reuse")
     run = equipoise.fit(
-        CONFIG, data=data, out=str(tmp_path / "reuse"), valuation=settings, on_valuation_loss="reuse", max_epochs=4
+        CONFIG, data=data, out=str(tmp_path / "reuse"), valuation=SHORT, on_valuation_loss="reuse", max_epochs=4
     )
     assert run.metrics["reused_plan"].tolist() == [0, 0, 1, 1]
     assert (np.load(run.plan(1)) == np.load(plain.plan(1))).all()
     for epoch in (2, 3):
         assert (np.load(run.plan(epoch)) == np.load(run.plan(1))).all()
-        # Each epoch is validated all the same, on its own weights.
-        assert run.metrics["validation/accuracy"].notna().all()
+    # Each epoch is validated all the same, on its own weights.
+    assert run.metrics["validation/accuracy"].notna().all()
     assert len({store_hash(run, "validation", epoch) for epoch in range(4)}) == 4
     assert run.epochs("train") == [0]
 
