@@ -322,8 +322,13 @@ class Training:
         folder = self.run.checkpoints.commit(draft, position, state)
         self.run.checkpoints.set_best(self.best)
         self.run.checkpoints.retain(self.config.checkpoint.keep, self.between.pending)
-        self.tracker.log(self.steps.rows, self.metrics.rows)
+        self.tracker.log(self.steps.rows, self._complete(position))
         return folder
+
+    def _complete(self, position: Position) -> list[dict[str, Any]]:
+        """The rows of epochs that nothing is added to any more: with lag 1 the newest still waits for its contributions."""
+        waits = self.sweeps.lag and not self.over(position)
+        return self.metrics.rows[:-1] if waits else self.metrics.rows
 
     def _digest(self, epoch: int) -> str:
         plan = self._plan_of(epoch)
@@ -362,7 +367,7 @@ class Training:
             self.steps = History(self.run.path / "steps.parquet", lambda row: row["step"] < self.step.step)
             self.metrics = History(self.run.path / "metrics.parquet", lambda row: row["epoch"] < self.position.epoch)
             self.tracker = tracker_for(self.run)
-            self.tracker.start(self.steps.rows, self.metrics.rows)
+            self.tracker.start(self.steps.rows, self._complete(self.position))
             if positions and not self.over(self.position):
                 weights_of = self.run.checkpoints.folder / str(Position(self.position.epoch, 0)) / "model.pt"
                 self.between.resume(self.position, weights_of)
