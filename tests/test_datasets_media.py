@@ -121,6 +121,12 @@ def test_emoji_are_found_where_node_looks(node_modules, monkeypatch, tmp_path):
         sources.load("emoji")
     with pytest.raises(EquipoiseError, match=r"not installed in elsewhere: run `npm install"):
         sources.load("emoji", node_modules="elsewhere")
+    npm = tmp_path / "npm"
+    npm.write_text(f"#!/bin/sh\necho {node_modules}\n")
+    npm.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert len(rows_of("emoji")[1]) == 192
+    npm.write_text("#!/bin/sh\nexit 1\n")
     node_modules.rename(tmp_path / "node_modules")
     assert len(rows_of("emoji")[1]) == 192
     (tmp_path / "node_modules" / "emojilib").rename(tmp_path / "gone")
@@ -196,6 +202,8 @@ def test_stamps_are_pictures_texts_and_speech_where_there_is_any(stamps, tmp_pat
         absent += [i for i, p, n in zip(ids, columns["present"], columns["speech_length"]) if not p[2] and n == 0]
         assert (columns["speech_length"][columns["present"][:, 2]] == 50).all()  # half a second
     assert sorted(absent) == ["animals/part1/thing07", "town/part1/thing07"]
+
+    assert prepare("tuxpaint", tmp_path / "again", stamps=str(stamps), size=32).hash == manifest.hash
 
     source, rows = rows_of("tuxpaint", stamps=str(stamps), held_out="folders")
     assert source.grouped

@@ -111,6 +111,8 @@ def _folders(node_modules: str | None) -> Iterator[Path]:
     yield from (Path(folder) for folder in os.environ.get("NODE_PATH", "").split(os.pathsep) if folder)
     yield Path("node_modules")
     if npm := shutil.which("npm"):
-        found = subprocess.run([npm, "root", "-g"], capture_output=True, text=True, timeout=60, check=False)
-        if found.returncode == 0 and found.stdout.strip():
-            yield Path(found.stdout.strip())
+        try:
+            found = subprocess.run([npm, "root", "-g"], capture_output=True, text=True, timeout=60, check=True)
+        except (OSError, subprocess.SubprocessError):
+            return  # an npm that does not work knows of no packages
+        yield Path(found.stdout.strip())
