@@ -15,6 +15,7 @@ from rich.text import Text
 
 from equipoise.datasets.manifest import Manifest
 from equipoise.models.errors import EquipoiseError
+from equipoise.pipelines.card import write_card
 from equipoise.pipelines.config import Config, load_config, pairs
 from equipoise.pipelines.files import write_json
 from equipoise.pipelines.interrupting import alone, interruptible
@@ -81,6 +82,7 @@ def _fit(run: Run, manifest: Manifest, verbose: bool) -> Run:
             if config.valuation.final:
                 best = run.sweep("train", "best", run.best_checkpoint() / "model.pt")
                 run_sweep(best, valuers, timeout=config.valuation.timeout)
+            write_card(run)
             write_json(run.path / "finished.json", run.checkpoints.best)
     finally:
         for actor in [*valuers, conductor]:
