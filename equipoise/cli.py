@@ -76,7 +76,8 @@ def evaluate(
     run: Annotated[Path, typer.Argument(help="a run folder")],
     split: Annotated[str, typer.Option(help="train, validation or test")] = "validation",
 ) -> None:
-    """The best model's metrics for every subset of modalities."""
+    """The best model's metrics for every subset of modalities; the run card then has them too."""
+    from equipoise.pipelines.card import write_card
     from equipoise.pipelines.run import Run
     from equipoise.pipelines.sweeps import matrix_rows
     from equipoise.pipelines.tables import matrix_table
@@ -84,6 +85,7 @@ def evaluate(
     opened = Run.open(run)
     rows = matrix_rows(opened.result(split), opened.manifest.names)
     console.print(matrix_table(rows, f"{opened.config.balancer.name} + {opened.config.resampler.name}: {split}"))
+    write_card(opened)
 
 
 @app.command()

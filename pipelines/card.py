@@ -105,8 +105,9 @@ def _body(run: Run) -> str:
         ),
         f"Classes: {_shortened(manifest.task.labels)}.",
         "## Settings",
-        f"{_counted(int(steps.iloc[-1]), 'optimiser step')} of {config.batch_size} rows in {_counted(len(steps), 'epoch')}; this is the model after "
-        f"epoch {best['epoch']} (from 0), the best on validation. What differs from the defaults; `config.yaml` has all:",
+        f"{_counted(int(steps.iloc[-1]), 'optimiser step')} of {config.batch_size} rows in {_counted(len(steps), 'epoch')}; "
+        f"this is the model after epoch {best['epoch']} (from 0), the best on validation. What differs from the defaults; "
+        "`config.yaml` has all:",
         _table(["key", "value"], [[f"`{key}`", f"`{value}`"] for key, value in _chosen(config).items()]),
         "## Results",
         *(part for split, rows in _matrices(run).items() for part in _results(split, rows)),

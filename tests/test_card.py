@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from typer.testing import CliRunner
 
 from equipoise import EquipoiseError, Run
+from equipoise.cli import app
 from equipoise.datasets.prepare import prepare
 from equipoise.datasets.reading import Reader
 from equipoise.models import to_batch
@@ -107,8 +109,9 @@ def test_how_to_load_it_works_in_the_folder(run, monkeypatch, capsys):
 
 
 def test_test_stands_in_the_card_once_it_was_evaluated(run):
-    run.result("test")
-    card = ModelCard.load(write_card(run))
+    done = CliRunner().invoke(app, ["evaluate", str(run.path), "--split", "test"])
+    assert done.exit_code == 0, done.output
+    card = ModelCard.load(run.path / "card.md")
     found = {r.metric_name: r.metric_value for r in card.data.eval_results if r.dataset_split == "test"}
     assert found["accuracy, right only"] == pytest.approx(accuracy(run, "test", [1]), abs=1e-6)
     assert "Test was not looked at in training" in card.text
