@@ -1,11 +1,13 @@
 """The model contract: what every balancer, the valuation and the pipelines may ask of a multimodal model."""
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
 
 from equipoise.models.errors import EquipoiseError
+from equipoise.models.presence import check_inputs, on_rows
 
 Absence = Literal["feature", "input", "drop"]
 Unimodal = Literal["split", "heads", "coalition"]
@@ -41,6 +43,7 @@ class MultimodalModel(nn.Module):
     - `unimodal`: where unimodal logits come from: "split" (W_m f_m + b/M of a linear head), "heads" (an own linear head
       a modality), "coalition" (the model with the others absent).
     - `linear_head`: True where the logits are a sum of one term a modality and a bias (see `linear_terms`).
+    - `sizes`: {modality: D}, the size of its feature; only `features` as it stands here reads it.
     """
 
     modalities: tuple[str, ...]
@@ -48,16 +51,45 @@ class MultimodalModel(nn.Module):
     absence: Absence = "feature"
     unimodal: Unimodal = "split"
     linear_head: bool = False
+    sizes: Mapping[str, int] = MappingProxyType({})
 
     def encode(self, modality: str, x: Tensor, length: Tensor | None = None) -> Tensor:
-        """Features [n, D] of n rows of one modality. Late fusion only."""
+        """Features [n, D] of n >= 1 rows of one modality. Late fusion only."""
         raise NotImplementedError
 
     def features(self, inputs: Mapping[str, Tensor], present: Tensor) -> dict[str, Tensor]:
         """Features {modality: [B, D]} of a batch: each encoder runs once, on the rows that have its modality, and not at
         all where none has; the other rows hold zeros. Under absence="input" also `{absent_key(m): [1, D]}`.
+
+        As it stands it calls `encode` and needs `sizes`; with absence="input" it must be overridden.
         """
-        raise NotImplementedError
+        check_inputs(inputs, present, self.modalities)
+        if self.absence == "input":
+            raise EquipoiseError(
+                f"{type(self).__name__} has absence='input': write its features(), which must also encode the absent values "
+                "(see MultimodalModel.features), or use absence='feature'."
+            )
+        features = {}
+        for i, m in enumerate(self.modalities):
+            if m not in self.sizes:
+                raise EquipoiseError(
+                    f"{type(self).__name__} does not say how large the feature of modality {m!r} is: give it the attribute "
+                    f"sizes = {{{m!r}: ...}}, or write its features()."
+                )
+            shape = (len(present), self.sizes[m])
+
+            def run(x: Tensor, length: Tensor | None, m: str = m) -> tuple[Tensor]:
+                return (self.encode(m, x, length),)
+
+            has = present[:, i]
+            found = on_rows(run, inputs[m], inputs.get(f"{m}_length"), has, int(has.sum()))
+            features[m] = found[0] if found else next(self.parameters()).new_zeros(shape)
+            if tuple(features[m].shape) != shape:
+                raise EquipoiseError(
+                    f"encode({m!r}, ...) of {type(self).__name__} must give a feature of {shape[1]} numbers a row, as `sizes` "
+                    f"says, but it gave {tuple(features[m].shape[1:])}: correct sizes, or pool what encode gives."
+                )
+        return features
 
     def fuse(self, features: Mapping[str, Tensor], present: Tensor) -> Tensor:
         """Logits [B, K] from features and `present` bool[B, M], which may switch off more than the inputs lacked.
