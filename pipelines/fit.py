@@ -78,7 +78,7 @@ def _fit(run: Run, manifest: Manifest, verbose: bool) -> Run:
     conductor = start_conductor(seats, valuers) if config.valuation.lag else None
     try:
         with ProgressDisplay(run.path / "progress.json", console):
-            _train(run, valuers, conductor, seats)
+            _train(run, valuers, conductor, seats, ours=not resources.cluster)
             if config.valuation.final:
                 best = run.sweep("train", "best", run.best_checkpoint() / "model.pt")
                 run_sweep(best, valuers, timeout=config.valuation.timeout)
@@ -86,12 +86,12 @@ def _fit(run: Run, manifest: Manifest, verbose: bool) -> Run:
             write_json(run.path / "finished.json", run.checkpoints.best)
     finally:
         for actor in [*valuers, conductor]:
-            if actor is not None:
+            if actor is not None and ray.is_initialized():
                 ray.kill(actor)
     return run
 
 
-def _train(run: Run, valuers: Sequence[Any], conductor: Any, seats: Seats) -> None:
+def _train(run: Run, valuers: Sequence[Any], conductor: Any, seats: Seats, ours: bool) -> None:
     import ray.train
     from ray.train.torch import TorchTrainer
 
@@ -127,7 +127,7 @@ def _train(run: Run, valuers: Sequence[Any], conductor: Any, seats: Seats) -> No
         ),
     )
     try:
-        interruptible(run, trainer.fit)
+        interruptible(run, trainer.fit, ours)
     except Exception as error:
         if (sentence := sentence_of(error)) is not None:
             raise sentence from error

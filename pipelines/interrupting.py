@@ -37,13 +37,17 @@ def alone(run: Run) -> Iterator[None]:
         lock.release()
 
 
-def interruptible(run: Run, train: Callable[[], Any]) -> None:
+def interruptible(run: Run, train: Callable[[], Any], ours: bool) -> None:
     """Call `train` so that the first Ctrl-C lets the workers stop with a checkpoint, and the second stops at once.
+
+    `ours`: Ray was started for this run, and may be ended with it.
 
     Raises:
         KeyboardInterrupt: training was stopped; its text says where, and that the same command goes on from there.
         Exception: what `train` raised.
     """
+    import ray
+
     run.stop.unlink(missing_ok=True)
     (run.path / "stopped.json").unlink(missing_ok=True)
     if threading.current_thread() is not threading.main_thread():
@@ -75,6 +79,9 @@ def interruptible(run: Run, train: Callable[[], Any]) -> None:
         for number, handler in former.items():
             signal.signal(number, handler)
         run.stop.unlink(missing_ok=True)
+        if thread.is_alive() and ours:
+            # Stopped at once: training ends with the Ray that was started for it.
+            ray.shutdown()
     if raised:
         raise raised[0]
     if (run.path / "stopped.json").exists():
