@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from equipoise.datasets.bad_value import BadValueError
 from equipoise.datasets.manifest import SPLITS
 from equipoise.models.errors import EquipoiseError, unknown
 
@@ -23,31 +24,25 @@ class Census:
         self._first: dict[str, dict[str, str]] = {split: {} for split in SPLITS}
         self._split_of_group: dict[str, str] = {}
 
-    def label(self, value: Any, where: str) -> str:
-        """The class name of a row's target. Raises `EquipoiseError` for what is no label, or none of the classes."""
-        value = (
-            value.item()
-            if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0)
-            else value
-        )
+    def label(self, value: Any) -> str:
+        """The class name of a row's target. Raises `BadValueError` for what is no label, or none of the classes."""
+        if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0):
+            value = value.item()
+        if value is None:
+            raise BadValueError("has no target: give a class name or an index")
         if isinstance(value, bool) or not isinstance(value, int | str):
-            raise EquipoiseError(
-                f"{where} has the target {value!r} ({type(value).__name__}): give a class name or an index."
-            )
+            raise BadValueError(f"has the target {value!r} ({type(value).__name__}): give a class name or an index")
         if self._kind not in (None, type(value)):
-            raise EquipoiseError(
-                f"{where} has the target {value!r}, but rows before it have targets of another type: use one."
-            )
+            raise BadValueError(f"has the target {value!r}, but rows before it have targets of another type: use one")
         self._kind = type(value)
         if isinstance(value, str):
             if self.labels is not None and value not in self.labels:
-                raise unknown(f"label ({where[0].lower()}{where[1:]})", value, self.labels)
+                near = str(unknown("label", value, self.labels)).partition(": ")[2].rstrip(".")
+                raise BadValueError(f"has the label {value!r}, which is none of task_labels: {near}")
             return value
         if value < 0 or (self.labels is not None and value >= len(self.labels)):
             last = "..." if self.labels is None else str(len(self.labels) - 1)
-            raise EquipoiseError(
-                f"{where} has the label {value}, outside the classes 0..{last}: mend it, or give task_labels."
-            )
+            raise BadValueError(f"has the label {value}, outside the classes 0..{last}: mend it, or give task_labels")
         return str(value) if self.labels is None else self.labels[value]
 
     def count(self, source_id: str, split: str, group: str | None, label: str, present: int) -> None:

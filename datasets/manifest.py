@@ -68,7 +68,7 @@ class Split(_Record):
 
 
 class Skipped(_Record):
-    """A row that `prepare(..., bad_rows="skip")` left out, and why."""
+    """A row that `prepare(..., on_bad="skip")` left out, and why."""
 
     source_id: str
     split: str
@@ -82,6 +82,7 @@ class Manifest(_Record):
     `shard_rows` rows, in row groups ("chunks", the unit of work) of `chunk_rows`. `fitted` is what was fitted on train
     rows: {modality: {"mean": [...], "deviation": [...]} or {"tokenizer": JSON}}. `hash` is the sha256 of the canonical
     JSON of everything else, so it pins the shards' bytes as well.
+    `sample_key` is the source's column of ids; None: it has none, and its rows are numbered.
     """
 
     format_version: Literal[1] = 1
@@ -93,6 +94,7 @@ class Manifest(_Record):
     chunk_rows: _Count
     shard_rows: _Count
     seed: int
+    sample_key: str | None = "source_id"
     terms: str = ""
     skipped: tuple[Skipped, ...] = ()
     hash: str = ""

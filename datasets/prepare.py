@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from equipoise.datasets import sources
+from equipoise.datasets.bad_rows import check_choice
 from equipoise.datasets.buckets import Buckets
-from equipoise.datasets.foreign import parquet_rows, require
+from equipoise.datasets.cells import require
+from equipoise.datasets.foreign import ParquetTable, open_table
 from equipoise.datasets.manifest import Manifest, TaskSpec, check_layout, check_modalities
 from equipoise.datasets.sources import Source
 from equipoise.datasets.staging import Keys, Staging
@@ -33,33 +35,33 @@ def prepare(
     modalities: Sequence[Modality] | None = None,
     task_labels: Sequence[str] | None = None,
     target: str = "target",
-    sample_key: str = "source_id",
+    sample_key: str | None = "source_id",
     split: str | None = "split",
     group: str | None = None,
     fractions: tuple[float, float, float] = (0.7, 0.15, 0.15),
     chunk_rows: int = 256,
     shard_rows: int = 4096,
-    bad_rows: Literal["raise", "skip"] = "raise",
+    on_bad: Literal["stop", "skip"] = "stop",
     overwrite: bool = False,
     **options: Any,
 ) -> Manifest:
     """Write `source` as a data set of ours into the folder `out`, and return its manifest.
 
-    `source`: the name of a registered data set (with its `options`); a Parquet file, or a folder of them; or a
-    `ray.data.Dataset`. The last two need `modalities`, and have a column `target` (class names, or indices), a column
-    `sample_key` (the row's own id) and perhaps `split` (train, validation, test) and `group` (rows that must not
-    straddle splits). Without a split column, or with `split=None`, the hash of (seed, group or id) splits the rows by
-    `fractions` into train, validation and test. `task_labels`: the class names in the order of their indices; default:
-    those of the train rows, sorted. `bad_rows="skip"` leaves out rows with a value that cannot be, and lists them in
-    the manifest.
+    `source`: the name of a registered data set (with its `options`); a csv or Parquet file, or a folder with one csv or
+    with Parquet files; or a `ray.data.Dataset`. All but the first need `modalities`, and have a column `target` (class
+    names, or indices), a column `sample_key` (the row's own id; None: the rows are numbered) and perhaps `split` (train,
+    validation, test) and `group` (rows that must not straddle splits). In files, an image or audio column holds bytes, or
+    names files, relative to the table. Without a split column, or with `split=None`, the hash of (seed, group or id)
+    splits the rows by `fractions` into train, validation and test. `task_labels`: the class names in the order of their
+    indices; default: those of the train rows, sorted. `on_bad="stop"` refuses a source with rows that cannot be used,
+    listing them; `"skip"` leaves them out, and lists them in the manifest.
 
     Everything that is wrong raises an `EquipoiseError`, and then `out` is as it was.
     """
     check_layout(chunk_rows, shard_rows)
     if not isinstance(seed, int) or seed < 0:
         raise EquipoiseError(f"seed must be an integer of 0 or more, found {seed!r}.")
-    if bad_rows not in ("raise", "skip"):
-        raise unknown("choice for bad_rows", str(bad_rows), ("raise", "skip"))
+    skip = check_choice(on_bad)
     numbers = isinstance(fractions, Sequence) and all(isinstance(share, int | float) for share in fractions)
     if not numbers or len(fractions) != 3 or min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-6:
         raise EquipoiseError(
@@ -72,7 +74,7 @@ def prepare(
 
     with folder_in_place(Path(out), overwrite) as folder:
         rows, keys = _first_look(found, keys)
-        staging = Staging(found.modalities, labels, keys, seed, fractions, skip=bad_rows == "skip")
+        staging = Staging(found.modalities, found.cells, labels, keys, seed, fractions, skip)
         with tempfile.TemporaryDirectory(prefix="buckets-", dir=folder) as scratch:
             buckets = Buckets(Path(scratch), found.modalities)
             for table in staging.tables(rows):
@@ -88,8 +90,9 @@ def prepare(
             chunk_rows=chunk_rows,
             shard_rows=shard_rows,
             seed=seed,
+            sample_key=keys.sample,
             terms=found.terms,
-            skipped=tuple(sorted(staging.skipped, key=lambda s: s.source_id)),
+            skipped=tuple(sorted(staging.bad.skipped, key=lambda s: s.source_id)),
         )
         manifest.save(folder)
     return manifest
@@ -106,23 +109,28 @@ def _source(source: Any, keys: Keys, modalities: tuple[Modality, ...], seed: int
     if not is_ray:
         if not isinstance(source, str | os.PathLike):
             raise EquipoiseError(
-                f"A source is the name of a data set, a path to Parquet files, or a Ray Data set, not {type(source).__name__}."
+                "A source is the name of a data set, a path to a csv or to Parquet files, or a Ray Data set, not "
+                f"{type(source).__name__}."
             )
         if not Path(source).exists():
             if isinstance(source, str) and Path(source).name == source and not Path(source).suffix:
                 raise unknown("data set", source, sources.names())
-            raise EquipoiseError(f"No Parquet file or folder at {source}.")
+            raise EquipoiseError(f"No csv, Parquet file or folder at {source}.")
     if options:
         raise unknown("option of prepare", next(iter(options)), inspect.signature(prepare).parameters)
     if not modalities:
         raise EquipoiseError(
-            "Your own data needs modalities=[Modality(name, shape=...), ...]: say what each column is."
+            "Your own data needs modalities=[Modality(name, shape=...), ...]: say what each column is, or let "
+            f"`equipoise init{'' if is_ray else f' {source}'}` write a data.yaml that does."
         )
     if is_ray:
         return Source("ray", modalities, iter(source.iter_rows()))
-    needed = [keys.sample, keys.target, *([keys.group] if keys.group else []), *(m.column for m in modalities)]
-    path = Path(source)
-    return Source(path.stem, modalities, parquet_rows(path, needed, [keys.split] if keys.split else []))
+    table = open_table(Path(source))
+    needed = [c for c in (keys.sample, keys.target, keys.group) if c] + [c for m in modalities for c in m.sources]
+    rows = table.rows(list(dict.fromkeys(needed)), [keys.split] if keys.split else [])
+    if isinstance(table, ParquetTable):
+        table.check_kinds(modalities)
+    return Source(Path(source).stem, modalities, rows, cells=table.cells)
 
 
 def _first_look(source: Source, keys: Keys) -> tuple[Iterable[dict[str, Any]], Keys]:
@@ -130,8 +138,8 @@ def _first_look(source: Source, keys: Keys) -> tuple[Iterable[dict[str, Any]], K
     first = next(source.rows, None)
     if first is None:
         raise EquipoiseError(f"{source.name!r} holds no rows.")
-    require([keys.sample, keys.target, *([keys.group] if keys.group else [])], first, f"{source.name!r}")
-    require([m.column for m in source.modalities], first, f"{source.name!r}")
+    require([c for c in (keys.sample, keys.target, keys.group) if c], first, f"{source.name!r}")
+    require([column for m in source.modalities for column in m.sources], first, f"{source.name!r}")
     if keys.split not in (None, "split"):  # asked for by name, so it must be there
         require([str(keys.split)], first, f"{source.name!r}")
     split = keys.split if keys.split in first else None

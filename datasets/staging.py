@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from equipoise.datasets.bad_rows import BadRowError, BadRows
+from equipoise.datasets.bad_value import BadValueError
+from equipoise.datasets.cells import Cells, decoded
 from equipoise.datasets.census import Census
-from equipoise.datasets.columns import BadValueError, encode
-from equipoise.datasets.manifest import SPLITS, Skipped, value_fields
+from equipoise.datasets.manifest import SPLITS, value_fields
 from equipoise.models import rowhash
-from equipoise.models.errors import EquipoiseError
 from equipoise.models.modality import Modality
 
 _ROWS, _BYTES = 1024, 1 << 25  # a table is given out at so many rows, or so many encoded bytes
@@ -20,9 +21,9 @@ _ROWS, _BYTES = 1024, 1 << 25  # a table is given out at so many rows, or so man
 
 @dataclass(frozen=True)
 class Keys:
-    """The columns of a source that are no modality. `split` and `group` None: the source has none."""
+    """The columns of a source that are no modality. None: the source has none; its rows then have the ids row-0, ..."""
 
-    sample: str
+    sample: str | None
     target: str
     split: str | None
     group: str | None
@@ -39,67 +40,76 @@ class _Row(NamedTuple):
 class Staging:
     """Turns a source's rows into the tables that `Buckets` takes.
 
-    `skip`: a row with a value that cannot be is listed in `skipped` instead of raised.
+    `skip`: rows that cannot be used are listed in `bad` and left out, instead of refused.
     """
 
     def __init__(
         self,
         modalities: tuple[Modality, ...],
+        cells: Cells,
         labels: tuple[str, ...] | None,
         keys: Keys,
         seed: int,
         fractions: tuple[float, float, float],
         skip: bool,
     ) -> None:
-        self.modalities, self.keys, self.seed, self.skip = modalities, keys, seed, skip
+        self.modalities, self.cells, self.keys, self.seed = modalities, cells, keys, seed
         self.census = Census(tuple(m.name for m in modalities), labels)
-        self.skipped: list[Skipped] = []
+        self.bad = BadRows(skip)
         self._edges = np.cumsum(fractions)[:2]
 
     def tables(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[pa.Table]:
-        """Raises `EquipoiseError` for the first row that cannot be."""
+        """Raises `EquipoiseError` that lists the rows that cannot be used, after looking at all of them."""
         staged: list[_Row] = []
-        size = 0
+        size, number = 0, -1
         for number, row in enumerate(rows):
             try:
-                staged.append(self._row(row, number))
-            except _BadRowError as bad:
-                if not self.skip:
-                    raise EquipoiseError(f"{bad.where}: {bad.reason}.") from bad
-                self.skipped.append(Skipped(source_id=bad.source_id, split=bad.split or "", reason=bad.reason))
+                found = self._row(row, number)
+            except BadRowError as bad:
+                self.bad.add(bad)
                 continue
-            size += sum(len(value) for value in staged[-1].values if value is not None)
+            if self.bad.refused:  # the others are looked at, no more
+                continue
+            staged.append(found)
+            size += sum(len(value) for value in found.values if value is not None)
             if len(staged) >= _ROWS or size >= _BYTES:
                 yield self._table(staged)
                 staged, size = [], 0
+        self.bad.check(number + 1)
         if staged:
             yield self._table(staged)
 
     def _row(self, row: Mapping[str, Any], number: int) -> _Row:
+        """Raises `BadRowError`."""
         keys = self.keys
-        source_id = "" if row.get(keys.sample) is None else str(row[keys.sample])
+        cell = f"row-{number}" if keys.sample is None else row.get(keys.sample)
+        source_id = "" if cell is None else str(cell)
         if not source_id:
-            raise EquipoiseError(f"Row {number} has no id in the column {keys.sample!r}: give every row its own.")
+            reason = f"has no id in the column {keys.sample!r}: give every row its own"
+            raise BadRowError(f"Row {number}", reason, source_id)
         split = row.get(keys.split) if keys.split else None
-        if keys.split and split not in SPLITS:
-            raise EquipoiseError(
-                f"Row {number} ({source_id!r}) has the split {split!r} in the column {keys.split!r}: it must be one of "
-                f"{', '.join(SPLITS)}."
-            )
-        where = f"Row {number} ({source_id!r}" + (f", {split})" if split else ")")
-        label = self.census.label(row.get(keys.target), where)
-        group = row.get(keys.group) if keys.group else None
-        values: list[bytes | str | None] = []
-        for m in self.modalities:
-            value = row.get(m.column)
-            try:
-                values.append(None if value is None else encode(m, value))
-            except BadValueError as error:
-                raise _BadRowError(where, source_id, split, f"modality {m.name!r} {error}") from error
+        where = f"Row {number} ({source_id!r}" + (f", {split})" if split in SPLITS else ")")
+        place = ""
+        try:
+            for column in (keys.sample, keys.target, keys.split, keys.group):
+                place = f"the column {column!r} "
+                decoded(row.get(column) if column else None)
+            place = ""
+            if keys.split and split not in SPLITS:
+                raise BadValueError(
+                    f"has the split {split!r} in the column {keys.split!r}: it must be one of {', '.join(SPLITS)}"
+                )
+            label = self.census.label(row.get(keys.target))
+            values = []
+            for m in self.modalities:
+                place = f"modality {m.name!r} "
+                values.append(self.cells.stored(m, row))
+        except BadValueError as error:
+            raise BadRowError(where, f"{place}{error}", source_id, str(split or "")) from error
         if all(value is None for value in values):
-            raise _BadRowError(
-                where, source_id, split, "no modality is present: drop the row, or give at least one value"
-            )
+            reason = "no modality is present: drop the row, or give at least one value"
+            raise BadRowError(where, reason, source_id, split or "")
+        group = row.get(keys.group) if keys.group else None
         return _Row(source_id, split, None if group is None else str(group), label, tuple(values))
 
     def _table(self, staged: list[_Row]) -> pa.Table:
@@ -128,12 +138,6 @@ class Staging:
                 **columns,
             }
         )
-
-
-class _BadRowError(Exception):
-    def __init__(self, where: str, source_id: str, split: str | None, reason: str) -> None:
-        super().__init__(reason)
-        self.where, self.source_id, self.split, self.reason = where, source_id, split, reason
 
 
 def _digests(texts: list[str]) -> np.ndarray:

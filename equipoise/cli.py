@@ -31,21 +31,27 @@ def demo(out: Annotated[Path, typer.Option(help="where data and runs go")] = Pat
 
 @app.command()
 def prepare(
-    name: Annotated[str, typer.Argument(help="a data set (`equipoise list data`)")],
+    source: Annotated[str, typer.Argument(help="a data set (`equipoise list data`), or a data.yaml of your own data")],
     out: Annotated[Path, typer.Option(help="folder to write")],
     options: Overrides = None,
-    seed: Annotated[int, typer.Option(help="of the row order and, where the source has none, the split")] = 0,
+    seed: Annotated[int | None, typer.Option(help="of the row order and the split; 0, or what data.yaml says")] = None,
     overwrite: Annotated[bool, typer.Option(help="replace a data set that is there")] = False,
 ) -> None:
     """Write a data set in the project's format: shards, a manifest, train / validation / test."""
+    from equipoise.datasets.data_yaml import is_data_yaml, prepare_yaml
     from equipoise.datasets.prepare import prepare
     from equipoise.pipelines.config import pairs
 
-    manifest = prepare(name, out, **{"seed": seed, "overwrite": overwrite, **pairs(options or [])})
+    given = {**({} if seed is None else {"seed": seed}), **pairs(options or [])}
+    manifest = (prepare_yaml if is_data_yaml(source) else prepare)(source, out, overwrite=overwrite, **given)
     if manifest.terms:
         console.print(manifest.terms, style="yellow")
+    if manifest.skipped:
+        console.print(f"{len(manifest.skipped)} bad rows left out; manifest.json lists them.", style="yellow")
     sizes = ", ".join(f"{split.rows} {title}" for title, split in manifest.splits.items())
-    console.print(f"{out}: {sizes} rows; modalities {', '.join(manifest.names)}; hash {manifest.hash[:12]}")
+    console.print(
+        f"{out}: {sizes} rows; modalities {', '.join(manifest.names)}; hash {manifest.hash[:12]}", soft_wrap=True
+    )
 
 
 @app.command()

@@ -1,5 +1,6 @@
 """What a column of a data set is, how it is decoded, and what stands for its absence."""
 
+from math import prod
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -28,12 +29,16 @@ class Modality(BaseModel):
     `transform="standardize"` subtracts the mean and divides by the deviation of each entry of the last axis (of each
     channel of an image), fitted on train rows only. The absent value is zeros (after the transform), an empty sequence
     or an empty text.
+
+    `column` is the source's column (default: the name); `columns` are several of one number each, which together make an
+    array of shape (their number,) unless `shape` says otherwise.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     column: str = ""
+    columns: tuple[str, ...] = ()
     kind: Kind = "array"
     shape: tuple[int, ...] = ()
     transform: Literal["none", "standardize"] = "none"
@@ -54,6 +59,8 @@ class Modality(BaseModel):
     def _complete(self) -> "Modality":
         if not self.name.isidentifier():
             raise EquipoiseError(f"Modality name {self.name!r} must be a plain identifier, such as 'audio'.")
+        if self.columns:
+            self._check_group()
         if not self.column:
             object.__setattr__(self, "column", self.name)
         if self.has_length and not self.max_length:
@@ -80,6 +87,32 @@ class Modality(BaseModel):
         if self.kind == "text" and self.transform != "none":
             raise EquipoiseError(f"Modality {self.name!r} is text: transform {self.transform!r} has no meaning for it.")
         return self
+
+    def _check_group(self) -> None:
+        if self.kind != "array" or self.column not in ("", self.name):
+            raise EquipoiseError(
+                f"Modality {self.name!r}: columns=[...] make one array out of columns of numbers; "
+                + (
+                    "give column or columns, not both."
+                    if self.column
+                    else f"a modality of kind {self.kind} has one column."
+                )
+            )
+        twice = next((c for i, c in enumerate(self.columns) if c in self.columns[:i]), None)
+        if twice is not None:
+            raise EquipoiseError(f"Modality {self.name!r} names the column {twice!r} twice: leave one out.")
+        if not self.shape:
+            object.__setattr__(self, "shape", (len(self.columns),))
+        if prod(self.shape) != len(self.columns):
+            raise EquipoiseError(
+                f"Modality {self.name!r} has {len(self.columns)} columns, which do not fill the shape {self.shape}: leave the "
+                "shape out, or mend it."
+            )
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The columns of a source that the modality is read from."""
+        return self.columns or (self.column,)
 
     @property
     def has_length(self) -> bool:

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import random
+import re
 import subprocess
 import sys
 
@@ -312,7 +313,7 @@ FAULTS = {
     "label unknown": (
         change(7, target="cats"),
         {"task_labels": LABELS},
-        r"row 7 \('row-007'\).*'cats': did you mean 'cat'",
+        r"Row 7 \('row-007'\) has the label 'cats', which is none of task_labels: did you mean 'cat'",
     ),
     "label outside": (
         every(target=3),
@@ -328,7 +329,7 @@ FAULTS = {
     "label missing": (
         change(7, target=None),
         {},
-        r"'row-007'.* has the target None \(NoneType\): give a class name or an index",
+        r"'row-007'.* has no target: give a class name or an index",
     ),
     "label float": (every(target=1.0), {}, r"has the target 1.0 \(float\)"),
     "label gap": (
@@ -385,13 +386,15 @@ def test_each_fault_is_one_sentence_and_leaves_nothing_behind(tmp_path, fault):
     edit, options, sentence = FAULTS[fault]
     with pytest.raises(EquipoiseError, match=sentence) as caught:
         prepare(Rows(edit(rows())), tmp_path / "out", **({"modalities": MODALITIES} | options))
-    assert "\n" not in str(caught.value)
+    head, *listed = str(caught.value).splitlines()
+    assert not listed or re.match(r"\d+ of 60 rows cannot be used: mend them, or leave them out with on_bad=skip", head)
+    assert all(line.startswith(("  Row ", "  and ")) for line in listed)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_bad_rows_can_be_skipped_and_are_listed(tmp_path):
     data = change(8, png=b"no picture")(change(7, vector=[1.0])(rows()))
-    manifest = prepare(Rows(data), tmp_path / "out", modalities=MODALITIES, bad_rows="skip")
+    manifest = prepare(Rows(data), tmp_path / "out", modalities=MODALITIES, on_bad="skip")
     assert [(s.source_id, s.reason[:19]) for s in manifest.skipped] == [
         ("row-007", "modality 'vector' h"),
         ("row-008", "modality 'picture' "),
@@ -417,7 +420,7 @@ def test_parquet_sources_are_judged_before_they_are_read(tmp_path):
 
 def test_sources_that_do_not_exist_are_named(tmp_path):
     x = {"modalities": MODALITIES}
-    with pytest.raises(EquipoiseError, match=r"No Parquet file or folder at .*nowhere.parquet"):
+    with pytest.raises(EquipoiseError, match=r"No csv, Parquet file or folder at .*nowhere.parquet"):
         prepare(tmp_path / "nowhere.parquet", tmp_path / "out", **x)
     (tmp_path / "empty").mkdir()
     with pytest.raises(EquipoiseError, match=r"empty holds no \*.parquet file"):

@@ -5,11 +5,12 @@ A hyphen in a name is an underscore in its file's.
 
 import inspect
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from types import ModuleType
 from typing import Any
 
+from equipoise.datasets.cells import Cells
 from equipoise.models.errors import unknown
 from equipoise.models.modality import Modality
 
@@ -22,7 +23,7 @@ class Source:
 
     A row of `rows` has `source_id`, `target` (a label, or its index in `labels`), `split` where the split is fixed,
     `group` where rows belong together (`grouped`), and a value or None a modality, under its column's name. `labels`
-    None: inferred from the train rows.
+    None: inferred from the train rows. `cells`: how its cells are read.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Source:
     labels: tuple[str, ...] | None = None
     terms: str = ""
     grouped: bool = False
+    cells: Cells = field(default_factory=Cells)
 
 
 def names() -> tuple[str, ...]:
