@@ -18,10 +18,13 @@ class BadRowError(Exception):
 
 
 class BadRows:
-    """The rows of a source that cannot be used. `skip`: they are left out and all listed in `skipped`; else refused."""
+    """The rows of a source that cannot be used. `skip`: they are left out and all listed in `skipped`; else refused.
+
+    `rows` is how many were looked at, and counted by whoever looks.
+    """
 
     def __init__(self, skip: bool) -> None:
-        self.skip, self.count = skip, 0
+        self.skip, self.rows, self.count = skip, 0, 0
         self.skipped: list[Skipped] = []
         self._sentences: list[str] = []
 
@@ -36,10 +39,8 @@ class BadRows:
         elif len(self._sentences) < _SHOWN:
             self._sentences.append(str(bad) + ("" if str(bad).endswith("?") else "."))
 
-    def check(self, rows: int) -> None:
-        """Raise an `EquipoiseError` with the first bad rows of so many, and how many there are; nothing where they are
-        skipped.
-        """
+    def check(self) -> None:
+        """Raise an `EquipoiseError` with the first of the bad rows, and how many there are, unless they are skipped."""
         if not self.refused:
             return
         if self.count == 1:
@@ -48,7 +49,7 @@ class BadRows:
         raise EquipoiseError(
             "\n  ".join(
                 [
-                    f"{self.count} of {rows} rows cannot be used: mend them, or leave them out with on_bad=skip.",
+                    f"{self.count} of {self.rows} rows cannot be used: mend them, or leave them out with on_bad=skip.",
                     *self._sentences,
                     *more,
                 ]

@@ -78,10 +78,17 @@ class ParquetTable:
 
     def _read(self, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
         for file in self.files:
-            for batch in open_parquet(file).iter_batches(batch_size=_BATCH, columns=list(columns)):
+            for batch in _batches(file, columns):
                 values = [list(_values(batch.column(name))) for name in batch.schema.names]
                 for row in zip(*values, strict=True):
                     yield dict(zip(batch.schema.names, row, strict=True))
+
+
+def _batches(file: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    try:
+        yield from open_parquet(file).iter_batches(batch_size=_BATCH, columns=list(columns))
+    except (pa.ArrowException, OSError) as error:
+        raise EquipoiseError(f"{file} is damaged ({error}): make it or fetch it again.") from error
 
 
 _NEEDED = {

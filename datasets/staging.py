@@ -61,8 +61,9 @@ class Staging:
     def tables(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[pa.Table]:
         """Raises `EquipoiseError` that lists the rows that cannot be used, after looking at all of them."""
         staged: list[_Row] = []
-        size, number = 0, -1
+        size = 0
         for number, row in enumerate(rows):
+            self.bad.rows += 1
             try:
                 found = self._row(row, number)
             except BadRowError as bad:
@@ -75,7 +76,7 @@ class Staging:
             if len(staged) >= _ROWS or size >= _BYTES:
                 yield self._table(staged)
                 staged, size = [], 0
-        self.bad.check(number + 1)
+        self.bad.check()
         if staged:
             yield self._table(staged)
 

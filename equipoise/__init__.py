@@ -26,6 +26,7 @@ _LAZY = {
     "fit": "equipoise.pipelines.fit",
     "Run": "equipoise.pipelines.run",
     "prepare": "equipoise.datasets.prepare",
+    "load_exported": "equipoise.pipelines.trained",
     "EquipoiseError": "equipoise.models.errors",
 }
 
@@ -34,8 +35,9 @@ if TYPE_CHECKING:
     from equipoise.models.errors import EquipoiseError as EquipoiseError
     from equipoise.pipelines.fit import fit as fit
     from equipoise.pipelines.run import Run as Run
+    from equipoise.pipelines.trained import load_exported as load_exported
 
-__all__ = ["EquipoiseError", "Run", "__version__", "fit", "prepare"]
+__all__ = ["EquipoiseError", "Run", "__version__", "fit", "load_exported", "prepare"]
 
 
 def __getattr__(name: str) -> Any:

@@ -109,13 +109,14 @@ def report(
 @app.command()
 def predict(
     run: Annotated[Path, typer.Argument(help="a run folder, or a folder that `equipoise export` wrote")],
-    rows: Annotated[Path, typer.Argument(help="a csv or Parquet file, or a folder of Parquet files")],
+    rows: Annotated[Path, typer.Argument(help="a csv or Parquet file, or a folder")],
     out: Annotated[Path, typer.Option(help="file to write: .csv or .parquet")],
+    on_bad: Annotated[str, typer.Option(help="rows that cannot be used: stop and list them, or skip")] = "stop",
 ) -> None:
     """Predict new rows with the best model; modalities may be missing."""
     from equipoise.pipelines.predict import predict
 
-    predict(run, rows, out, console)
+    predict(run, rows, out, console, on_bad)
 
 
 @app.command()
@@ -132,7 +133,7 @@ def export(
 
 @app.command()
 def init(
-    source: Annotated[Path, typer.Argument(help="your csv or Parquet file, or a folder of Parquet files")],
+    source: Annotated[Path, typer.Argument(help="your csv or Parquet file, or a folder")],
     out: Annotated[Path, typer.Option(help="folder for the starter files")] = Path("."),
 ) -> None:
     """Look at your data and write starter configurations: data.yaml for `prepare`, fit.yaml for `fit`."""

@@ -59,6 +59,8 @@ class Run:
         Raises:
             EquipoiseError: the data set is not the one that the run began with.
         """
+        if not (Path(self.config.data) / "manifest.json").is_file():
+            return self.own_manifest  # what needs the rows themselves says that they are gone
         found = Manifest.load(Path(self.config.data))
         if (self.path / "manifest.json").is_file():
             own = Manifest.load(self.path)
@@ -68,6 +70,12 @@ class Run:
                     f"the run's is {own.hash[:12]}): prepare it again as it was, or start a run in a new folder."
                 )
         return found
+
+    @cached_property
+    def own_manifest(self) -> Manifest:
+        """The run's own copy of the manifest: all that decodes rows for its models, also where the data set is gone."""
+        own = self.path / "manifest.json"
+        return Manifest.load(self.path if own.is_file() else Path(self.config.data))
 
     @property
     def metrics(self) -> pd.DataFrame:
@@ -152,7 +160,7 @@ class Run:
 
         from equipoise.pipelines.assembly import assemble
 
-        model = assemble(self.config, self.manifest)
+        model = assemble(self.config, self.own_manifest)
         model.load_state_dict(torch.load(self.best_checkpoint() / "model.pt", map_location="cpu", weights_only=True))
         return model.eval()
 
