@@ -135,11 +135,12 @@ def export(
 def init(
     source: Annotated[Path, typer.Argument(help="your csv or Parquet file, or a folder")],
     out: Annotated[Path, typer.Option(help="folder for the starter files")] = Path("."),
+    target: Annotated[str | None, typer.Option(help="column to predict, where the guess would be wrong")] = None,
 ) -> None:
     """Look at your data and write starter configurations: data.yaml for `prepare`, fit.yaml for `fit`."""
     from equipoise.pipelines.init import init
 
-    init(source, out, console)
+    init(source, out, console, target)
 
 
 @app.command()
