@@ -139,7 +139,12 @@ def _roles(out: Guess, left: dict[str, ColumnLook]) -> None:
         if chosen not in files:
             del left[chosen.name]
     groups = [c for c in left.values() if _is_group(c)]
-    if groups:
+    if groups and out.split:
+        out.why.append(
+            (groups[0].name, "ignored", f"a group, by its name, but the column {out.split!r} fixes the split")
+        )
+        del left[groups[0].name]
+    elif groups:
         out.group = groups[0].name
         out.why.append((out.group, "group", "its name, and rows that share a value: they stay in one split"))
         del left[out.group]

@@ -90,13 +90,13 @@ class Modality(BaseModel):
 
     def _check_group(self) -> None:
         if self.kind != "array" or self.column not in ("", self.name):
+            what = (
+                "give no column beside them"
+                if self.kind == "array"
+                else f"a modality of kind {self.kind} has one column"
+            )
             raise EquipoiseError(
-                f"Modality {self.name!r}: columns=[...] make one array out of columns of numbers; "
-                + (
-                    "give column or columns, not both."
-                    if self.column
-                    else f"a modality of kind {self.kind} has one column."
-                )
+                f"Modality {self.name!r}: columns=[...] make one array out of columns of numbers; {what}."
             )
         twice = next((c for i, c in enumerate(self.columns) if c in self.columns[:i]), None)
         if twice is not None:

@@ -83,7 +83,7 @@ def _data(found: Guess, source: Path, out: Path, looked: str) -> str:
         "modalities:",
     ]
     for name, given in found.modalities.items():
-        lines += [f"  # {found.shown[name]}", f"  {name}: {_flow(given)}"]
+        lines += [f"  # {found.shown[name]}", f"  {_flow(name)}: {_flow(given)}"]
     lines += [
         "",
         _line("fractions", [0.7, 0.15, 0.15], "of train, validation, test"),

@@ -1,0 +1,230 @@
+"""`equipoise init`: what it takes the columns of a table for, and starter files that work as they are."""
+
+import csv
+import io
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+import yaml
+from PIL import Image
+from rich.console import Console
+
+from equipoise.datasets.data_yaml import prepare_yaml
+from equipoise.datasets.guessing import guess
+from equipoise.models.errors import EquipoiseError
+from equipoise.pipelines.config import load_config
+from equipoise.pipelines.init import init
+from equipoise.pipelines.light import train_light
+
+RNG = np.random.default_rng(0)
+
+
+def write(path, columns):
+    """A csv of {name: cells}; None is an empty cell."""
+    with path.open("w", newline="") as file:
+        out = csv.writer(file)
+        out.writerow(columns)
+        out.writerows(["" if cell is None else cell for cell in row] for row in zip(*columns.values(), strict=True))
+    return path
+
+
+def numbers(n=60):
+    return RNG.normal(size=n).round(4).tolist()
+
+
+def labels(n=60):
+    return [("jazz", "rock", "folk")[i % 3] for i in range(n)]
+
+
+def ids(n=60):
+    return [f"c{i}" for i in range(n)]
+
+
+def texts(n=60):
+    return [" ".join(["oh", "yes"] * (1 + i % 5)) for i in range(n)]
+
+
+CASES = {
+    "groups of numbers by their names": (
+        {
+            "id": ids(), "label": labels(), "acc_x": numbers(), "acc_y": numbers(), "acc_z": numbers(),
+            **{f"mfcc{i}": numbers() for i in range(1, 13)}, "tempo": numbers(), "loudness": numbers(),
+        },
+        {"target": "label", "sample_key": "id", "group": None, "split": None},
+        {"acc": ["acc_x", "acc_y", "acc_z"], "mfcc": ["mfcc*"], "numbers": ["tempo", "loudness"]},
+    ),
+    "numbers that lack in other rows are no group": (
+        {"id": ids(), "label": labels(), "a": [None, *numbers(59)], "b": numbers(), "c": numbers()},
+        {"target": "label"},
+        {"numbers": ["b", "c"], "a": ["a"]},
+    ),
+    "a split that is fixed, and a name that torch takes": (
+        {
+            "clip": ids(), "artist_id": [f"a{i // 3}" for i in range(60)], "split": ["train"] * 30 + ["validation"] * 15 + ["test"] * 15,
+            "type": texts(), "x": numbers(), "species": labels(),
+        },
+        {"target": "species", "sample_key": "clip", "group": None, "split": "split"},
+        {"type_": {"column": "type", "kind": "text", "max_length": 10}, "x": ["x"]},
+    ),
+    "rows that belong together": (
+        {"clip": ids(), "artist_id": [f"a{i // 2}" for i in range(60)], "x": numbers(), "label": labels()},
+        {"target": "label", "sample_key": "clip", "group": "artist_id"},
+        {"x": ["x"]},
+    ),
+    "no id, whole numbers as classes, columns that tell nothing": (
+        {"grade": [i % 4 for i in range(60)], "same": ["x"] * 60, "none": [None] * 60, "x": numbers(), "said": texts()},
+        {"target": "grade", "sample_key": None},
+        {"said": {"column": "said", "kind": "text", "max_length": 10}, "x": ["x"]},
+    ),
+    "lists": (
+        {
+            "id": ids(), "label": labels(), "walk": [json.dumps(RNG.normal(size=(1 + i % 5, 2)).tolist()) for i in range(60)],
+            "face": [json.dumps(numbers(6)) for _ in range(60)],
+        },
+        {"target": "label"},
+        {
+            "walk": {"column": "walk", "kind": "sequence", "shape": [2], "max_length": 5, "transform": "standardize"},
+            "face": {"column": "face", "kind": "array", "shape": [6], "transform": "standardize"},
+        },
+    ),
+    "a split of other words is not used": (
+        {"id": ids(), "split": ["dev", "eval"] * 30, "x": numbers(), "label": labels()},
+        {"target": "label", "split": None},
+        {"x": ["x"]},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_columns_are_taken_for_what_they_are_and_the_files_work(tmp_path, case):
+    columns, roles, modalities = CASES[case]
+    path = write(tmp_path / "mine.csv", columns)
+    found = guess(path)
+    assert {role: getattr(found, role) for role in roles} == roles
+    assert found.modalities == {
+        name: {"columns": given, "transform": "standardize"} if isinstance(given, list) else given
+        for name, given in modalities.items()
+    }
+    # Every column is accounted for in the table.
+    told = " ".join(columns for columns, _, _ in found.why)
+    assert all(name in told or "..." in told for name in columns)
+    init(path, tmp_path / "start", Console(file=io.StringIO()))
+    manifest = prepare_yaml(tmp_path / "start" / "data.yaml", tmp_path / "data")
+    assert manifest.names == tuple(found.modalities)
+
+
+def files_of(folder, n=60):
+    (folder / "files").mkdir()
+    for i in range(n):
+        Image.fromarray(RNG.integers(0, 256, (6, 8, 3), dtype=np.uint8)).save(folder / "files" / f"{i}.jpg")
+        soundfile.write(folder / "files" / f"{i}.wav", RNG.normal(0, 0.1, 800 + 10 * i), 8000)
+
+
+def test_the_whole_newcomer_path_without_ray(tmp_path, monkeypatch):
+    files_of(tmp_path)
+    columns = {"photo": [f"files/{i}.jpg" for i in range(60)], "call": [f"files/{i}.wav" for i in range(60)]}
+    path = write(tmp_path / "mine.csv", {**columns, "note": texts(), "species": labels(), "id": ids()})
+    monkeypatch.chdir(tmp_path)
+    told = io.StringIO()
+    init("mine.csv", ".", Console(file=told, width=120))
+    given = yaml.safe_load((tmp_path / "data.yaml").read_text())
+    assert given["source"] == path.name
+    assert given["modalities"]["photo"] == {"column": "photo", "kind": "image", "shape": [3, 6, 8]}
+    assert given["modalities"]["call"] == {
+        "column": "call", "kind": "audio", "shape": [40], "max_length": 13, "transform": "standardize",
+    }  # fmt: skip
+    commands = [line.strip() for line in told.getvalue().splitlines() if line.startswith("  equipoise")]
+    assert commands == [
+        "equipoise prepare data.yaml --out data",
+        "equipoise fit fit.yaml",
+        "equipoise predict run NEW.csv --out predictions.csv",
+    ]
+    prepare_yaml("data.yaml", "data")
+    config = load_config("fit.yaml", {"max_epochs": 2})
+    assert (config.data, config.out) == ("data", "run")
+    assert len(train_light(config).epochs) == 2
+
+
+def test_parquet_with_encoded_pictures(tmp_path):
+    files_of(tmp_path)
+    table = {
+        "id": ids(),
+        "image": [(tmp_path / "files" / f"{i}.jpg").read_bytes() for i in range(60)],
+        "wave": [RNG.normal(size=4).tolist() for _ in range(60)],
+        "label": labels(),
+    }
+    pq.write_table(pa.table(table), tmp_path / "mine.parquet")
+    init(tmp_path / "mine.parquet", tmp_path / "start", Console(file=io.StringIO()))
+    manifest = prepare_yaml(tmp_path / "start" / "data.yaml", tmp_path / "data")
+    assert [(m.name, m.kind, m.shape) for m in manifest.modalities] == [
+        ("image", "image", (3, 6, 8)),
+        ("wave", "array", (4,)),
+    ]
+
+
+def test_nothing_is_overwritten(tmp_path):
+    path = write(tmp_path / "mine.csv", {"id": ids(), "x": numbers(), "label": labels()})
+    for name in ("data.yaml", "fit.yaml"):
+        (tmp_path / name).write_text("precious")
+        with pytest.raises(EquipoiseError, match=rf"{name} is there already: name another folder with --out"):
+            init(path, tmp_path, Console(file=io.StringIO()))
+        assert (tmp_path / name).read_text() == "precious"
+        assert not (tmp_path / ("fit.yaml" if name == "data.yaml" else "data.yaml")).exists()
+        (tmp_path / name).unlink()
+
+
+def test_columns_with_strange_names_survive_yaml(tmp_path):
+    names = {"yes": texts(), "null": numbers(), "a: b # c": numbers(), "été": texts(), "1": numbers()}
+    path = write(tmp_path / "mine.csv", {"id": ids(), **names, "class": labels()})
+    init(path, tmp_path / "start", Console(file=io.StringIO()))
+    manifest = prepare_yaml(tmp_path / "start" / "data.yaml", tmp_path / "data")
+    assert sorted(c for m in manifest.modalities for c in m.sources) == sorted(names)
+
+
+def test_a_long_table_is_looked_at_in_part_and_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr("equipoise.datasets.guessing.ROWS", 30)
+    path = write(tmp_path / "mine.csv", {"id": ids(), "x": numbers(), "label": labels()})
+    told = io.StringIO()
+    init(path, tmp_path / "start", Console(file=told, width=120))
+    assert "the first 30 rows looked at" in told.getvalue()
+    assert "from the first 30 rows" in (tmp_path / "start" / "data.yaml").read_text()
+
+
+TWO = {"id": ids(), "label": labels()}
+WRONG = {
+    "nothing to predict": (
+        {"id": ids(), "x": numbers()},
+        None,
+        r"No column of .* looks like a target .*--target COLUMN. There are id, x",
+    ),
+    "target misspelt": (TWO, "lable", r"Unknown column of .*mine.csv 'lable': did you mean 'label'\?"),
+    "target of one class": (
+        {**TWO, "label": ["a"] * 60},
+        "label",
+        r"'label' of .* cannot be predicted: it holds text with 1 different",
+    ),
+    "nothing to predict from": (TWO, None, r"no column that could be a modality, beside the target 'label'"),
+    "no rows": ({"id": [], "label": []}, None, r"mine.csv holds no rows"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_cannot_be_guessed_is_said(tmp_path, case):
+    columns, target, sentence = WRONG[case]
+    path = write(tmp_path / "mine.csv", columns)
+    with pytest.raises(EquipoiseError, match=sentence):
+        init(path, tmp_path / "start", Console(file=io.StringIO()), target)
+    assert not (tmp_path / "start").exists()
+
+
+def test_one_modality_is_warned_of_and_a_folder_below_a_file_is_refused(tmp_path):
+    path = write(tmp_path / "mine.csv", {"id": ids(), "x": numbers(), "label": labels()})
+    told = io.StringIO()
+    init(path, tmp_path / "start", Console(file=told, width=200))
+    assert "One modality only: it trains, but there is nothing to balance" in told.getvalue()
+    with pytest.raises(EquipoiseError, match=r"Cannot write in .*mine.csv/start \(Not a directory\)"):
+        init(path, path / "start", Console(file=io.StringIO()))
