@@ -20,15 +20,16 @@ def open_table(path: Path) -> "CsvTable | ParquetTable":
 
     Raises `EquipoiseError` where there is none, or more than one.
     """
-    if not path.exists():
-        raise EquipoiseError(f"No csv, Parquet file or folder at {path}.")
-    if not path.is_dir():
-        return CsvTable(path) if path.suffix.lower() in SUFFIXES else ParquetTable(path, [path])
     try:
+        if not path.exists():
+            raise EquipoiseError(f"No csv, Parquet file or folder at {path}.")
+        if not path.is_dir():
+            return CsvTable(path) if path.suffix.lower() in SUFFIXES else ParquetTable(path, [path])
+        inside = list(path.iterdir())  # unlike rglob, it says so where it may not
         parquet = sorted(path.rglob("*.parquet"))
-        csvs = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
     except OSError as error:
-        raise EquipoiseError(f"Cannot read the folder {path} ({error.strerror}).") from error
+        raise EquipoiseError(f"Cannot read {path} ({error.strerror}).") from error
+    csvs = sorted(file for file in inside if file.suffix.lower() in SUFFIXES)
     if not parquet and not csvs:
         raise EquipoiseError(f"{path} holds no *.parquet file and no csv.")
     if len(csvs) > 1 or (csvs and parquet):

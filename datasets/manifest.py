@@ -119,10 +119,16 @@ class Manifest(_Record):
     def load(cls, root: str | os.PathLike[str]) -> "Manifest":
         """Read and verify `root`/manifest.json. Raises `EquipoiseError` if it is missing, edited or not one of ours."""
         path = Path(root) / FILE
-        if not path.is_file():
-            raise EquipoiseError(f"{Path(root)} is not a prepared data set: it has no {FILE}. Run `equipoise prepare`.")
         try:
-            record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            if not path.is_file():
+                raise EquipoiseError(
+                    f"{Path(root)} is not a prepared data set: it has no {FILE}. Run `equipoise prepare`."
+                )
+            text = path.read_bytes()
+        except OSError as error:
+            raise EquipoiseError(f"Cannot read {path} ({error.strerror}): ask for the right to.") from error
+        try:
+            record: dict[str, Any] = json.loads(text)
             version = record["format_version"]
             found = record.pop("hash")
         except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -112,10 +112,10 @@ def _source(source: Any, keys: Keys, modalities: tuple[Modality, ...], seed: int
                 "A source is the name of a data set, a path to a csv or to Parquet files, or a Ray Data set, not "
                 f"{type(source).__name__}."
             )
-        if not Path(source).exists():
-            if isinstance(source, str) and Path(source).name == source and not Path(source).suffix:
-                raise unknown("data set", source, sources.names())
-            raise EquipoiseError(f"No csv, Parquet file or folder at {source}.")
+        name = isinstance(source, str) and Path(source).name == source and not Path(source).suffix
+        if name and not Path(source).exists():
+            raise unknown("data set", str(source), sources.names())
+        table = open_table(Path(source))
     if options:
         raise unknown("option of prepare", next(iter(options)), inspect.signature(prepare).parameters)
     if not modalities:
@@ -125,7 +125,6 @@ def _source(source: Any, keys: Keys, modalities: tuple[Modality, ...], seed: int
         )
     if is_ray:
         return Source("ray", modalities, iter(source.iter_rows()))
-    table = open_table(Path(source))
     needed = [c for c in (keys.sample, keys.target, keys.group) if c] + [c for m in modalities for c in m.sources]
     rows = table.rows(list(dict.fromkeys(needed)), [keys.split] if keys.split else [])
     if isinstance(table, ParquetTable):

@@ -109,13 +109,14 @@ class _Shards:
 def folder_in_place(out: Path, overwrite: bool) -> Iterator[Path]:
     """A new folder beside `out` that takes its place at the end; a failure, or a kill, leaves `out` as it was.
 
-    Raises `EquipoiseError` if `out` holds anything but a data set of ours, or one of ours and `overwrite` is False.
+    Raises `EquipoiseError` if `out` holds anything but a data set of ours, or one of ours and `overwrite` is False, or
+    cannot be written.
     """
-    _check_free(out, overwrite)
     # Not the tempfile module, whose folders are closed to everyone else.
     made = out.parent / f".{out.name}.preparing-{token_hex(4)}"
-    made.mkdir(parents=True)
     try:
+        _check_free(out, overwrite)
+        made.mkdir(parents=True)
         yield made
         _check_free(out, overwrite)
         if not out.exists():
@@ -129,6 +130,8 @@ def folder_in_place(out: Path, overwrite: bool) -> Iterator[Path]:
             os.replace(old, out)
             raise
         shutil.rmtree(old)
+    except OSError as error:  # of the source's files each is caught where it is read
+        raise EquipoiseError(f"Cannot write {out} ({error.strerror or error}): name another folder.") from error
     finally:
         shutil.rmtree(made, ignore_errors=True)
 

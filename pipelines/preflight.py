@@ -72,6 +72,13 @@ def check_folder(config: Config) -> str:
         EquipoiseError: a file, a folder of something else, or a run of another configuration.
     """
     path = Path(config.out)
+    try:
+        return _folder_state(path, config)
+    except OSError as error:
+        raise EquipoiseError(f"Cannot read the run folder {path} ({error.strerror}): choose another out=...") from error
+
+
+def _folder_state(path: Path, config: Config) -> str:
     if path.exists() and not path.is_dir():
         raise EquipoiseError(f"{path} is a file: a run needs a folder, choose another out=...")
     if (path / "config.yaml").exists():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -43,7 +44,11 @@ class Run:
             EquipoiseError: the folder holds no run.
         """
         path = Path(path)
-        if not (path / "config.yaml").is_file():
+        try:
+            there = (path / "config.yaml").is_file()
+        except OSError as error:
+            raise EquipoiseError(f"Cannot read the run folder {path} ({error.strerror}).") from error
+        if not there:
             raise EquipoiseError(f"{path} holds no run (no config.yaml): give the folder that `equipoise fit` printed.")
         return cls(path, load_config(path / "config.yaml"))
 
@@ -116,7 +121,13 @@ class Run:
         from equipoise.valuation.store import read_values
 
         swept = self._swept(split, epoch)
-        expected = {"modalities": self.manifest.names, "manifest_hash": self.manifest.hash, "split": split}
+        expected = {
+            "modalities": self.manifest.names,
+            "manifest_hash": self.manifest.hash,
+            "split": split,
+            "benefit": self.manifest.build_task().name,
+            "absence": self.config.model.resolved_absence,
+        }
         if swept == "best":
             expected["model_hash"] = (self.checkpoints.best or {})["model_hash"]
         return read_values(self.values_folder(split, swept), expected, opener=open_parquet)
@@ -160,8 +171,14 @@ class Run:
 
         from equipoise.pipelines.assembly import assemble
 
-        model = assemble(self.config, self.own_manifest)
-        model.load_state_dict(torch.load(self.best_checkpoint() / "model.pt", map_location="cpu", weights_only=True))
+        model, path = assemble(self.config, self.own_manifest), self.best_checkpoint() / "model.pt"
+        try:
+            model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        except (OSError, EOFError, RuntimeError, UnpicklingError) as error:
+            first = (str(error) or type(error).__name__).splitlines()[0]
+            raise EquipoiseError(
+                f"{path} is missing, damaged or of another model ({first}): the run has to be made again."
+            ) from error
         return model.eval()
 
     def values_folder(self, split: str, epoch: str | int) -> Path:

@@ -123,9 +123,13 @@ class TrainedModel:
 def load_trained(folder: str | Path) -> TrainedModel:
     """The model of a run folder, or of a folder that `export` wrote. Raises `EquipoiseError` where there is neither."""
     folder = Path(folder)
-    if (folder / CONFIG).is_file():
+    try:
+        exported, run = (folder / CONFIG).is_file(), (folder / "config.yaml").is_file()
+    except OSError as error:
+        raise EquipoiseError(f"Cannot read the folder {folder} ({error.strerror}).") from error
+    if exported:
         return load_exported(folder)
-    if not (folder / "config.yaml").is_file():
+    if not run:
         raise EquipoiseError(
             f"{folder} holds neither a run (config.yaml) nor an exported model ({CONFIG}): give the folder that `equipoise "
             "fit` or `equipoise export` printed."

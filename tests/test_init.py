@@ -64,7 +64,8 @@ CASES = {
     ),
     "a split that is fixed, and a name that torch takes": (
         {
-            "clip": ids(), "artist_id": [f"a{i // 3}" for i in range(60)], "split": ["train"] * 30 + ["validation"] * 15 + ["test"] * 15,
+            "clip": ids(), "artist_id": [f"a{i // 3}" for i in range(60)],
+            "split": ["train"] * 30 + ["validation"] * 15 + ["test"] * 15,
             "type": texts(), "x": numbers(), "species": labels(),
         },
         {"target": "species", "sample_key": "clip", "group": None, "split": "split"},
@@ -82,8 +83,8 @@ CASES = {
     ),
     "lists": (
         {
-            "id": ids(), "label": labels(), "walk": [json.dumps(RNG.normal(size=(1 + i % 5, 2)).tolist()) for i in range(60)],
-            "face": [json.dumps(numbers(6)) for _ in range(60)],
+            "id": ids(), "label": labels(), "face": [json.dumps(numbers(6)) for _ in range(60)],
+            "walk": [json.dumps(RNG.normal(size=(1 + i % 5, 2)).tolist()) for i in range(60)],
         },
         {"target": "label"},
         {
