@@ -44,7 +44,7 @@ class BadRows:
         if not self.refused:
             return
         if self.count == 1:
-            raise EquipoiseError(self._sentences[0])
+            raise EquipoiseError(f"{self._sentences[0]} Or leave it out with on_bad=skip.")
         more = [f"and {self.count - _SHOWN} more."] if self.count > _SHOWN else []
         raise EquipoiseError(
             "\n  ".join(

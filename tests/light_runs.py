@@ -10,7 +10,7 @@ from equipoise.pipelines.run import Run, write_config
 
 
 def light_run(out: Path, data: Path, **config) -> Run:
-    made = load_config({"data": str(data), "out": str(out), "seed": 3, **config})
+    made = load_config({"seed": 3, **config, "data": str(data), "out": str(out)})
     light = train_light(made)
     run = Run(out, made)
     write_config(out / "config.yaml", made)

@@ -10,13 +10,16 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
+import newcomer
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 import typer
 import yaml
+from light_runs import light_run
 from pydantic import BaseModel
 
 import equipoise
@@ -24,6 +27,7 @@ from equipoise import EquipoiseError, Run, balancers, valuation
 from equipoise.balancers.balancer import REGISTRY
 from equipoise.cli import app
 from equipoise.datasets import sources
+from equipoise.datasets.data_yaml import DataConfig
 from equipoise.datasets.prepare import prepare
 from equipoise.models import MLP, Classification, LateFusion, Modality
 from equipoise.models.modality import Kind
@@ -140,10 +144,43 @@ def test_command_lines_parse(name, line, monkeypatch):
         verb = group.commands[words[0]]  # type: ignore[attr-defined]
         with verb.make_context(words[0], words[1:]) as context:
             given = context.params
-        if words[0] == "fit":
+        if words[0] == "fit" and name != newcomer.PAGE:  # whose files its own commands write, see below
             load_config(given["config"], given["overrides"] or [])
     else:
         assert command in ("python", "git", "torchrun", "ray"), f"{name} has a command that nobody checks: {line}"
+
+
+def test_the_newcomer_s_commands_work(tmp_path, monkeypatch):
+    """The page's commands in turn, `fit` without Ray; tests/test_newcomer.py runs it on Ray."""
+    newcomer.write_pets(tmp_path / "my")
+    monkeypatch.chdir(tmp_path)
+    for words in newcomer.commands():
+        if words[0] == "fit":
+            given = yaml.safe_load(Path(words[1]).read_text())
+            light_run(Path(given.pop("out")), Path(given.pop("data")), **{**given, "max_epochs": 2})
+        elif words[0] == "evaluate":
+            Run.open(words[1]).result("test")  # the run card that it writes needs what only `fit` records
+        else:
+            newcomer.run(words)
+    found = pd.read_csv(tmp_path / "pets" / "predictions.csv")
+    assert found.equals(pd.read_csv(tmp_path / "pets" / "again.csv"))
+    head = [row[0].strip("`") for row in tables(newcomer.PAGE)["New rows"][1:]]
+    assert list(found)[:2] + list(found)[-1:] == [head[0], head[1], head[-1]]
+    assert [f"probability_{k}" for k in newcomer.SPECIES] == list(found)[2:-1]
+    page = text(newcomer.PAGE)
+    assert page.split("```\n")[1].splitlines()[0] == (tmp_path / "my" / "pets.csv").read_text().splitlines()[0]
+
+
+def test_the_data_yaml_table_is_the_config():
+    rows = [
+        (f"`{name}`", "required" if field.is_required() else written_whole(field.default), field.description)
+        for name, field in DataConfig.model_fields.items()
+    ]
+    assert first_columns(tables(newcomer.PAGE)["data.yaml"]) == rows
+
+
+def written_whole(value: Any) -> str:
+    return written(list(value) if isinstance(value, tuple) else value)
 
 
 def test_links_lead_somewhere():
@@ -324,6 +361,7 @@ def test_the_sentences_in_the_trouble_table_are_said(folder):
         bad_rows(folder, [*plain[:39], [0.0, float("nan")]]),
         bad_rows(folder, plain, [7, *[0, 1] * 19, 1]),
         bad_rows(folder, [*plain[:39], None]),
+        bad_rows(folder, [*plain[:38], None, None]),
         bad_rows(folder, pa.array([bytes(16)] * 40, pa.uuid())),
         lambda: run.values("train", 7),
         lambda: valuation.read_values(run.values_folder("train", "best"), {"model_hash": "another"}),
