@@ -40,6 +40,8 @@ class Cells:
         if cell is None:
             return None
         if modality.kind in ("image", "audio"):
+            if isinstance(cell, Mapping) and cell.keys() <= {"bytes", "path"}:  # as Hugging Face datasets store files
+                cell = cell.get("bytes") or cell.get("path")
             return self._file(modality, cell) if isinstance(cell, str) and self.folder is not None else cell
         if modality.kind == "text":
             return decoded(cell)

@@ -110,7 +110,8 @@ def _may_hold(modality: Modality, kind: pa.DataType) -> bool:
     if modality.kind == "text":
         return is_text
     if modality.kind in ("image", "audio"):
-        return is_text or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+        files = pa.types.is_struct(kind) and {field.name for field in kind} <= {"bytes", "path"}
+        return files or is_text or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
     depth = 0
     while _is_list(kind):
         kind, depth = kind.value_type, depth + 1

@@ -14,11 +14,11 @@ from equipoise.datasets.manifest import SPLITS, check_modalities
 from equipoise.models.errors import EquipoiseError, unknown
 from equipoise.models.modality import Modality
 
-ROWS, BYTES = 10_000, 1 << 27  # looked at, whichever is reached first
+ROWS, CELLS, BYTES = 10_000, 1_000_000, 1 << 27  # looked at, whichever is reached first
 _IDS = ("id", "source_id", "sample_id", "row_id", "uid", "uuid", "key", "index", "name", "file", "filename")
 _TARGETS = (
     "target", "label", "labels", "class", "category", "y", "genre", "species", "diagnosis", "outcome", "answer", "emotion",
-    "sentiment",
+    "sentiment", "survived", "churn",
 )  # fmt: skip
 _SPLITS = ("split", "fold", "subset", "partition", "set")
 _GROUPS = (
@@ -78,9 +78,9 @@ def look(source: Path) -> tuple[dict[str, ColumnLook], int, bool]:
     for row in islice(rows, ROWS):
         for name, cell in row.items():
             looks[name].add(cell)
-            size += len(cell) if isinstance(cell, bytes) else 8
+            size += len(cell) if isinstance(cell, bytes) else 0
         looked += 1
-        if size > BYTES:
+        if size > BYTES or looked * len(names) > CELLS:
             break
     return looks, looked, next(rows, None) is not None
 
@@ -181,6 +181,8 @@ def _modalities(out: Guess, left: dict[str, ColumnLook]) -> None:
 def _useless(c: ColumnLook) -> str:
     if c.kind == "empty":
         return "empty"
+    if c.kind == "files":
+        return "names of files that are not read: make them PNG, JPEG, OGG, WAV or FLAC"
     if c.kind in ("bytes", "mixed"):
         return (
             "cells of no kind that we know" if c.kind == "bytes" else f"cells of several kinds ({', '.join(c.kinds)})"
@@ -197,7 +199,9 @@ def _given(c: ColumnLook) -> tuple[dict[str, Any] | None, str]:
     if c.kind == "text":
         words = sorted(c.words.elements())
         longest = max(1, min(words[ceil(0.95 * len(words)) - 1], _LONGEST))
-        return {"kind": "text", "max_length": longest}, f"{words[0]} to {words[-1]} words; 95 % have up to {longest}"
+        same = words[0] == words[-1]
+        seen = f"texts of {words[0]} words" if same else f"{words[0]} to {words[-1]} words; 95 % have up to {longest}"
+        return {"kind": "text", "max_length": longest}, seen
     if c.kind == "audio":
         if not c.seconds:
             return None, "names of sounds, but none of the first could be opened"
@@ -234,7 +238,7 @@ def _groups(numbers: Sequence[ColumnLook]) -> list[tuple[str, list[ColumnLook]]]
     """Columns of numbers that belong together by their names: px1, px2, ...; acc_x, acc_y; the rest in one."""
     out: dict[str, list[ColumnLook]] = {}
     for c in numbers:
-        counted = re.fullmatch(r"(.*?)[ _.\-]?\d+", c.name)
+        counted = re.fullmatch(r"(.*?)(?:[ _.\-]?\d+)+", c.name)
         out.setdefault(f"{counted[1]}#" if counted and counted[1] else "", []).append(c)
     alone = out.pop("", [])
     for key in [key for key, some in out.items() if len(some) < 3]:

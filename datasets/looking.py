@@ -17,13 +17,15 @@ _SUFFIXES = {
     ".png": "image", ".jpg": "image", ".jpeg": "image",
     ".wav": "audio", ".ogg": "audio", ".oga": "audio", ".opus": "audio", ".flac": "audio",
 }  # fmt: skip
+_UNREAD = (".mp3", ".m4a", ".aac", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".svg", ".mp4", ".avi", ".npy")
 _MAGIC = {b"\x89PNG": "image", b"\xff\xd8\xff": "image", b"OggS": "audio", b"RIFF": "audio", b"fLaC": "audio"}
 
 
 class ColumnLook:
     """What the cells of one column are, of the rows looked at.
 
-    `kind`: number, text, image, audio, list, bytes (of no kind we know), mixed or empty. `integers`: all numbers are whole.
+    `kind`: number, text, image, audio, list, files (of a kind that is not read), bytes (of no kind we know), mixed or empty.
+    `integers`: all numbers are whole, and in Parquet of a whole type.
     `unique`: no two cells are the same. `values`: up to `DISTINCT` of them. `words`: words a text. `shapes`: of lists; of
     images (channels, height, width). `seconds`: of sounds. `gaps`: equal where the same rows are missing.
     """
@@ -79,6 +81,8 @@ class ColumnLook:
         return len(self.values)
 
     def _kind(self, cell: Any) -> tuple[str, Any]:
+        if isinstance(cell, dict) and cell.keys() <= {"bytes", "path"}:
+            cell = cell.get("bytes") or cell.get("path")
         if isinstance(cell, bytes):
             self.encoded = True
             kind = next((kind for magic, kind in _MAGIC.items() if cell.startswith(magic)), "bytes")
@@ -89,7 +93,7 @@ class ColumnLook:
         if isinstance(cell, list | tuple | np.ndarray):
             return self._list(cell)
         if isinstance(cell, bool | int | float | np.number):
-            self.integers &= float(cell).is_integer()
+            self.integers &= isinstance(cell, int | np.integer) and not isinstance(cell, bool)
             return "number", cell
         return "bytes", repr(cell)
 
@@ -107,10 +111,11 @@ class ColumnLook:
                     return self._list(json.loads(cell))
                 except ValueError:
                     pass
-        kind = (
-            _SUFFIXES.get(Path(cell).suffix.lower(), "text") if self.folder is not None and len(cell) < 300 else "text"
-        )
-        if kind != "text" and self.folder is not None:
+        kind, suffix = "text", Path(cell).suffix.lower() if self.folder is not None and len(cell) < 300 else ""
+        if suffix in _UNREAD:
+            return "files", cell
+        if suffix in _SUFFIXES and self.folder is not None:
+            kind = _SUFFIXES[suffix]
             self._open(kind, self.folder / cell)
         return kind, cell
 

@@ -57,6 +57,13 @@ CASES = {
         {"target": "label", "sample_key": "id", "group": None, "split": None},
         {"acc": ["acc_x", "acc_y", "acc_z"], "mfcc": ["mfcc*"], "numbers": ["tempo", "loudness"]},
     ),
+    "pixels by row and column, and words": (
+        {
+            "id": ids(), "label": labels(), "word": ["one", "two", "six"] * 20,
+            **{f"px_{r}_{c}": numbers() for r in range(3) for c in range(3)}},
+        {"target": "label"},
+        {"word": {"column": "word", "kind": "text", "max_length": 1}, "px": ["px_*"]},
+    ),
     "numbers that lack in other rows are no group": (
         {"id": ids(), "label": labels(), "a": [None, *numbers(59)], "b": numbers(), "c": numbers()},
         {"target": "label"},
@@ -165,6 +172,32 @@ def test_parquet_with_encoded_pictures(tmp_path):
         ("image", "image", (3, 6, 8)),
         ("wave", "array", (4,)),
     ]
+
+
+def test_parquet_as_hugging_face_writes_it_and_files_that_are_not_read(tmp_path):
+    import datasets
+
+    files_of(tmp_path, 40)
+    names = [str(tmp_path / "files" / f"{i}.jpg") for i in range(40)]
+    made = datasets.Dataset.from_dict(
+        {
+            "image": names,
+            "text": texts(40),
+            "song": [f"{i}.mp3" for i in range(40)],
+            "label": [i % 2 for i in range(40)],
+        }
+    )
+    made.cast_column("image", datasets.Image()).to_parquet(tmp_path / "mine.parquet")
+    init(tmp_path / "mine.parquet", tmp_path / "start", Console(file=io.StringIO()))
+    assert ("song", "ignored", "names of files that are not read: make them PNG, JPEG, OGG, WAV or FLAC") in guess(
+        tmp_path / "mine.parquet"
+    ).why
+    manifest = prepare_yaml(tmp_path / "start" / "data.yaml", tmp_path / "data")
+    assert [(m.name, m.kind, m.shape) for m in manifest.modalities] == [
+        ("image", "image", (3, 6, 8)),
+        ("text", "text", ()),
+    ]
+    assert sum(split.rows for split in manifest.splits.values()) == 40
 
 
 def test_nothing_is_overwritten(tmp_path):
