@@ -24,7 +24,7 @@ def open_table(path: Path) -> "CsvTable | ParquetTable":
         if not path.exists():
             raise EquipoiseError(f"No csv, Parquet file or folder at {path}.")
         if not path.is_dir():
-            return CsvTable(path) if path.suffix.lower() in SUFFIXES else ParquetTable(path, [path])
+            return _file_table(path)
         inside = list(path.iterdir())  # unlike rglob, it says so where it may not
         parquet = sorted(path.rglob("*.parquet"))
     except OSError as error:
@@ -36,6 +36,20 @@ def open_table(path: Path) -> "CsvTable | ParquetTable":
         found = ", ".join(file.name for file in [*csvs, *parquet][:4])
         raise EquipoiseError(f"{path} holds more than one table ({found}): name the file that you mean.")
     return CsvTable(csvs[0]) if csvs else ParquetTable(path, parquet)
+
+
+def _file_table(path: Path) -> "CsvTable | ParquetTable":
+    suffix = path.suffix.lower()
+    if suffix in SUFFIXES:
+        return CsvTable(path)
+    with path.open("rb") as file:
+        parquet = suffix in (".parquet", ".pq") or file.read(4) == b"PAR1"
+    if not parquet:
+        raise EquipoiseError(
+            f"{path} is no Parquet file and its name does not end in {' or '.join(SUFFIXES)}: give a csv such a name, and save "
+            "a spreadsheet as csv."
+        )
+    return ParquetTable(path, [path])
 
 
 class ParquetTable:

@@ -312,6 +312,15 @@ def test_a_column_of_the_wrong_kind(tmp_path, kind, values):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_file_of_another_kind(tmp_path):
+    for name in ("t.xlsx", "t.txt", "t"):
+        (tmp_path / name).write_bytes(b"PK\3\4 and so on")
+        with pytest.raises(
+            EquipoiseError, match=r"t\S* is no Parquet file and its name does not end in .csv or .tsv: give"
+        ):
+            prepare(tmp_path / name, tmp_path / "out", modalities=[X])
+
+
 def test_a_parquet_file_cut_in_its_pages_is_named(tmp_path):
     ids = [str(i) for i in range(600)]
     pq.write_table(
