@@ -147,11 +147,12 @@ def init(
 def doctor(
     config: Annotated[Path | None, typer.Argument(help="a YAML file, to see who would sit where")] = None,
     overrides: Overrides = None,
+    verify: Annotated[bool, typer.Option("--verify", help="read the whole data set and compare its hashes")] = False,
 ) -> None:
     """Look at this installation, this machine and Ray, and at whether a run could start; says what to do."""
     from equipoise.pipelines.doctor import doctor
 
-    if not doctor(config, overrides or [], console):
+    if not doctor(config, overrides or [], console, verify):
         raise SystemExit(1)
 
 

@@ -55,7 +55,7 @@ def doctor(config: Path | None, overrides: list[str], console: Console, verify: 
     wrong = [line.what for line in found if line.mark == "wrong"]
     looks = [line.what for line in found if line.mark == "look"]
     verdict = f"wrong: {', '.join(wrong)}" if wrong else "nothing is wrong"
-    console.print(Text(f"{verdict}{f'; to look at: {chr(44).join(looks)}' if looks else ''}", style="bold"))
+    console.print(Text(f"{verdict}{'; to look at: ' if looks else ''}{', '.join(looks)}", style="bold"))
     return not wrong
 
 
@@ -85,8 +85,10 @@ def this_machine() -> list[Finding]:
 
 def ray_state() -> tuple[Resources | None, list[Finding]]:
     """What there is to sit on, and the state of Ray: the cluster's where there is one, else what lies about here."""
-    import ray
-
+    try:
+        import ray
+    except ImportError as error:
+        return None, [Finding("wrong", "version", f"Ray cannot be imported: {error}.", "Run `pip install -e .`")]
     lines = [Finding("ok", "version", ray.__version__), usage_statistics(), sessions()]
     address = os.environ.get("RAY_ADDRESS")
     try:
@@ -103,8 +105,8 @@ def ray_state() -> tuple[Resources | None, list[Finding]]:
         lines.append(Finding("ok", node.name, f"{has}, {machine.readable(node.object_store)} of object store"))
     shares = ", ".join(f"{free.get(r, 0):g} of {there.get(r, 0):g} {r}s" for r in ("CPU", "GPU"))
     lines.append(Finding("ok", "free now", shares))
-    url = ray.get_runtime_context().gcs_address
-    lines.append(Finding("ok", "its address", url))
+    dashboard = ray.init(ignore_reinit_error=True, log_to_driver=False).dashboard_url
+    lines.append(Finding("ok", "dashboard", f"http://{dashboard}" if dashboard else "off"))
     return resources, lines
 
 
@@ -123,17 +125,17 @@ def sessions() -> Finding:
     folder = machine.ray_folder()
     seen = machine.sessions(folder)
     old = f"{seen.old} old sessions in {folder}, {machine.readable(seen.old_bytes)}"
-    if seen.running:
-        pids = ", ".join(map(str, seen.running))
+    running = f"{len(seen.running)} running (gcs_server {', '.join(map(str, seen.running))})"
+    if seen.running and not joins():
         return Finding(
             "look",
             "sessions",
-            f"{len(seen.running)} Rays run on this machine (gcs_server {pids}) and take cores and memory; {old}.",
+            f"{running}: they take cores and memory; {old}.",
             "If nobody needs them: `ray stop`, which stops all of yours.",
         )
     if seen.old_bytes > _OLD_SESSIONS:
-        return Finding("look", "sessions", f"{old}.", "No Ray runs: the folder may be deleted.")
-    return Finding("ok", "sessions", f"no Ray runs on this machine; {old}")
+        return Finding("look", "sessions", f"{old}.", "Sessions that no Ray uses may be deleted.")
+    return Finding("ok", "sessions", f"{running if seen.running else 'no Ray runs on this machine'}; {old}")
 
 
 def the_run(
@@ -198,7 +200,9 @@ def the_run(
         check("methods", methods)
     check("run folder", folder)
     check("tracker", tracker)
-    if resources is not None and check("seats", seats) and manifests:
+    if resources is None:
+        lines.append(Finding("look", "seats", "Not known without the cluster.", "See under Ray."))
+    elif check("seats", seats) and manifests:
         lines += [
             Finding("look", "estimate", c.what, c.do) for c in concerns(config, manifests[0], resources, sitting[0])
         ]

@@ -74,10 +74,17 @@ def _init(verbose: bool, **options: Any) -> None:
             socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
         level = logging.INFO if verbose else logging.ERROR
         ray.init(log_to_driver=verbose, logging_level=level, configure_logging=True, **options)
-    except OSError as error:  # ConnectionError is one
+    except Exception as error:
         if not address:
             raise
+        said = str(error).strip().splitlines()[0][:200].rstrip(".") if str(error) else type(error).__name__
+        if isinstance(error, OSError):  # ConnectionError is one
+            raise EquipoiseError(
+                f"No Ray answers at RAY_ADDRESS={address} ({said}): start it there (`ray start --head`), correct the address, "
+                "or unset RAY_ADDRESS to use this machine."
+            ) from error
+        # Another version of Ray or Python, a missing token.
         raise EquipoiseError(
-            f"No Ray answers at RAY_ADDRESS={address} ({str(error).splitlines()[0][:80]}): start it there (`ray start --head`), "
-            "correct the address, or unset RAY_ADDRESS to use this machine."
+            f"Cannot join the Ray at RAY_ADDRESS={address}: {said}. It wants the same versions of Ray and Python as here, and "
+            "its token in RAY_AUTH_TOKEN where it has one."
         ) from error
