@@ -85,7 +85,7 @@ class Between:
         """With lag 1: start the sweep of train that goes on beside the next epoch. `weights` must stay until it is done."""
         if self.schedule.lag == 1 and self.schedule.wants(epoch, last=False) and not self._lost:
             sweep = self._sweep(epoch, weights, last=False)
-            self._pending = epoch, self.conductor.run.remote(sweep, self.config.valuation.timeout)
+            self._pending = epoch, self.conductor.run.remote(sweep, self.valuers, self.config.valuation.timeout)
 
     def resume(self, position: Position, weights: Path) -> None:
         """With lag 1: what is missing of the sweep that ran beside the epoch when it was cut off, before it goes on."""
@@ -203,10 +203,9 @@ class Between:
 class Conductor:
     """Makes sweeps while training goes on: an actor of its own, so that rank 0 has nothing to do but train."""
 
-    def __init__(self, valuers: Sequence[Any], threads: int | None = None, cores: Sequence[int] | None = None) -> None:
+    def __init__(self, threads: int | None = None, cores: Sequence[int] | None = None) -> None:
         sit(threads, cores)
-        self.valuers = valuers
 
-    def run(self, sweep: Any, timeout: float) -> None:
+    def run(self, sweep: Any, valuers: Sequence[Any], timeout: float) -> None:
         """Value every chunk that is missing; see `run_sweep`. What it found lies in the sweep's folder."""
-        run_sweep(sweep, self.valuers, timeout=timeout)
+        run_sweep(sweep, valuers, timeout=timeout)

@@ -75,7 +75,7 @@ def _fit(run: Run, manifest: Manifest, verbose: bool) -> Run:
 
     write_json(run.path / "environment.json", _environment(config, manifest, seats))
     valuers = start_valuers(seats)
-    conductor = start_conductor(seats, valuers) if config.valuation.lag else None
+    conductor = start_conductor(seats) if config.valuation.lag else None
     try:
         with ProgressDisplay(run.path / "progress.json", console):
             _train(run, valuers, conductor, seats, ours=not resources.cluster)

@@ -108,11 +108,11 @@ def start_valuers(seats: Seats) -> list[Any]:
     return valuers
 
 
-def start_conductor(seats: Seats, valuers: list[Any]) -> Any:
+def start_conductor(seats: Seats) -> Any:
     """The actor that hands chunks to the valuers while training goes on: without a CPU of its own, on the valuers' cores."""
     import ray
 
     from equipoise.pipelines.between import Conductor
 
     actor = ray.remote(max_restarts=-1, max_task_retries=-1, num_cpus=0)(Conductor)
-    return actor.remote(valuers, 1, seats.actor.cores)
+    return actor.remote(1, seats.actor.cores)
