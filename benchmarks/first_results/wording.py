@@ -1,0 +1,52 @@
+"""Numbers and lists as the page writes them."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Iterable, Sequence
+
+from benchmarks.first_results.statistics import Difference, Spread
+
+
+def number(value: float, digits: int = 3, sign: bool = False) -> str:
+    """.978, 1.204, +.013, -.002; a dash where there is none."""
+    if math.isnan(value):
+        return "–"
+    text = f"{abs(value):.{digits}f}"
+    if text.startswith("0."):
+        text = text[1:]
+    negative = value < 0 and float(f"{value:.{digits}f}") != 0
+    return ("−" if negative else "+" if sign else "") + text
+
+
+def spread(found: Spread, digits: int = 3) -> str:
+    """Mean (standard deviation)."""
+    return f"{number(found.mean, digits)} ({number(found.deviation, digits)})"
+
+
+def difference(found: Difference) -> str:
+    """Mean [interval]."""
+    if math.isnan(found.low):
+        return number(found.mean, sign=True)
+    return f"{number(found.mean, sign=True)} [{number(found.low, sign=True)}, {number(found.high, sign=True)}]"
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.0f} %"
+
+
+def listed(words: Sequence[str]) -> str:
+    """a, b and c."""
+    return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1] if words else "none"
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" if line[0] != "---" else f"|{'|'.join(line)}|" for line in lines)
+
+
+def paragraph(text: str, indent: str = "") -> str:
+    return textwrap.fill(
+        " ".join(text.split()), 118, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
