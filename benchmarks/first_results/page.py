@@ -81,7 +81,11 @@ def _short(results: Sequence[Results]) -> str:
     def say(a: str, b: str, name: str) -> str:
         return spoken(results, a, b, name)
 
+    verdicts = [d.verdict for *_, d in tables.against_random(results)]
     lines = [
+        f"""**Does valuation beat chance?** Of {len(verdicts)} comparisons of `sample` and `modality` with copies of random
+        rows, it is higher in {verdicts.count("higher")}, lower in {verdicts.count("lower")} and not distinguishable in
+        {verdicts.count("not distinguishable")}.""",
         f"""**Does training on single modalities help where one is missing?** Avg, random copies against joint:
         {say("random_copies", "joint", "Avg")}.""",
         f"""**Does choosing the rows by valuation?** `sample` against random copies. Avg:
@@ -101,10 +105,10 @@ SEEDS = """A seed draws the split of the data (test included; but on `watch` see
 `easy-vqa` test pictures are the package's own and the questions are drawn), the first weights, the order of the rows and
 every random choice. Methods are compared on the same seeds: same splits, same first weights."""
 SETTINGS = f"""Every method made the same number of optimiser steps with batches of {BATCH}; copies and repeats take the
-places of whole rows. AdamW; the learning rate goes down to zero by half a cosine after 5 % warm-up. The settings in the
-table are those with the highest validation accuracy of joint training at seed 0, out of the number of tries in the last
-column. All methods of a data set have them, and none was tuned further: balancers and resamplers have their defaults, but
-resamplers begin after the first epoch (`warmup` = 1). If anything, the settings favour joint training."""
+places of whole rows. AdamW; the learning rate goes down to zero by half a cosine after a warm-up of a twentieth. The
+settings in the table are those with the highest validation accuracy of joint training at seed 0, out of the number of
+tries in the last column. All methods of a data set have them, and none was tuned further: balancers and resamplers have
+their defaults, but resamplers begin after the first epoch (`warmup` = 1). If anything, they favour joint training."""
 SELECTION = """Of each run the best epoch by validation accuracy with all modalities (of equals, that with the lower loss)
 was evaluated on test, once."""
 HOW_TO_READ = """Test accuracy: mean over the seeds and, in brackets, standard deviation. *Without m*: modality m is missing
@@ -130,10 +134,10 @@ def _against_random(results: Sequence[Results]) -> str:
     return w.paragraph(
         f"""Of {len(tested)} comparisons with random copies valuation is higher in {tested.count("higher")}, lower in
         {tested.count("lower")} and not distinguishable in {tested.count("not distinguishable")}.{untested} *Higher* and
-        *lower* say that the {100 * LEVEL:.0f} % interval of the paired difference (Student's t over seeds, scipy's
+        *lower* say that the {w.percent(LEVEL)} interval of the paired difference (Student's t over seeds, scipy's
         `ttest_rel`) leaves out zero. Where nothing differs, about {(1 - LEVEL) * len(tested):.1f} of these {len(tested)} would
         be called so by chance; † marks those that hold when all are looked at together (Holm's method). *Detectable* is the
-        true difference that would be found with a probability of {100 * POWER:.0f} %, given the spread seen:
+        true difference that would be found with a probability of {w.percent(POWER)}, given the spread seen:
         {w.listed(sizes)}. Smaller effects may well be there."""
     )
 
@@ -159,7 +163,7 @@ def _reasons(results: Sequence[Results]) -> list[str]:
         out.append(
             w.paragraph(
                 f"""On {w.listed(quiet)} nothing was lost: no resampler is lower than joint with all modalities and `sample` is
-                not lower than random copies, neither beyond the interval nor by {w.number(WORTH)} on average."""
+                not lower than random copies, neither beyond the interval nor by {w.number(WORTH)} or more on average."""
             )
         )
     return out

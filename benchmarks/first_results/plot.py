@@ -48,6 +48,6 @@ def write_figure(path: Path, results: Sequence[Results]) -> None:
             axes.spines[["top", "right"]].set_visible(False)
             axes.invert_yaxis() if axes is grid[0] else None
         if results:
-            figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
-            figure.supxlabel("difference of test accuracies, 95 % interval", fontsize=8)
+            figure.legend(*grid[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
+            figure.supxlabel("difference of test accuracies, 95 % interval over seeds", fontsize=8)
         figure.savefig(path, format="svg", facecolor="white", metadata={"Date": None})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -121,12 +121,14 @@ def why(results: Results) -> list[str]:
         f"{'accuracy with all modalities' if name == 'all' else name} of `{a}` minus `{b}`: {w.difference(d)}, {d.verdict}"
         for a, b, name, d in lost
     ]
-    out = [f"Lost: {'; '.join(said)}."]
+    out = [f"Lower, beyond the interval or by {w.number(WORTH)} or more on average: {'; '.join(said)}."]
     if any(b == "joint" for _, b, _, _ in lost):
         out.append(_whole_rows(results))
     out.append(_frequencies(results))
-    if any((a, b) == ("sample", "random_copies") for a, b, _, _ in lost):
-        out.append(_chasing(results))
+    behind = [name for a, b, name, _ in lost if (a, b) == ("sample", "random_copies")]
+    if behind:
+        out.append(_alone(results))
+        out.append(_chasing(results, behind))
         if "slow_sample" in results.runs:
             out.append(_slow(results))
     out.append(_classes(results))
@@ -144,9 +146,11 @@ def _whole_rows(results: Results) -> str:
         "lower": "the copies cost accuracy with all modalities beyond that",
         "higher": "the copies give some of it back",
     }.get(rest.verdict, "no effect of the copies beyond that can be told from zero")
+    best = over_seeds(results, "joint", lambda record: record["best"]["step"])
     return f"""**Fewer whole rows?** {w.percent(share.mean)} of the rows that `sample` trained on were whole, the rest copies.
         Joint training with only that many whole rows (`fewer_rows`) minus joint: {w.difference(short)}, {short.verdict},
-        {first}. `sample` minus `fewer_rows`, at equal whole rows: {w.difference(rest)}, {rest.verdict}: {second}."""
+        {first}. `sample` minus `fewer_rows`, at equal whole rows: {w.difference(rest)}, {rest.verdict}: {second}. The best
+        epoch of joint ended at step {best.mean:.0f} of {results.study.steps} on average."""
 
 
 def _frequencies(results: Results) -> str:
@@ -158,21 +162,41 @@ def _frequencies(results: Results) -> str:
         return f"""**Copies that teach only how frequent the labels are?** No: each modality alone tells something. In the worst
             seed of `sample` the accuracy of {least} alone is {w.number(worst[least], sign=True)} from that of the constant
             answer."""
-    flat = over_seeds(results, "sample", lambda record: record["constant"]["loss"])
+    flat = over_seeds(results, "sample", lambda record: record["constant"]["loss"]).mean
     parts = []
     for m, gain in nothing.items():
         share = Spread.of([copied_share(record, m) for record in results.of("sample").values()])
-        losses = {method: w.spread(loss_alone(results, method, m)) for method in ("sample", "joint")}
-        parts.append(
-            f"""{m} alone is at best {w.number(gain, sign=True)} from the accuracy of the constant answer, whatever the method.
-            Its copies are {w.percent(share.mean)} of all rows that `sample` trained on, and frequencies are what they can teach:
-            with {m} alone the test cross-entropy is {losses["sample"]} after `sample` and {losses["joint"]} after joint, and
-            that of the frequencies is {w.number(flat.mean)}"""
+        losses = {method: loss_alone(results, method, m) for method in ("random_copies", "sample", "joint")}
+        least = min(loss.mean for loss in losses.values())
+        reading = (
+            "it does tell which answers are likelier, but not enough to change the likeliest"
+            if least < (1 - NOTHING) * flat
+            else "no more than the frequencies was learnt from it"
         )
-    return f"**Copies that teach only how frequent the labels are?** Yes: {'; '.join(parts)}."
+        parts.append(
+            f"""{m} alone is at best {w.number(gain, sign=True)} from the accuracy of the constant answer, whatever the method,
+            and its copies are {w.percent(share.mean)} of all rows that `sample` trained on. With {m} alone the test
+            cross-entropy is {w.spread(losses["random_copies"])} after random copies, {w.spread(losses["sample"])} after
+            `sample` and {w.spread(losses["joint"])} after joint, and that of the frequencies is {w.number(flat)}: {reading}"""
+        )
+    return f"**Copies that teach only how frequent the labels are?** As far as accuracy goes, yes: {'; '.join(parts)}."
 
 
-def _chasing(results: Results) -> str:
+def _alone(results: Results) -> str:
+    parts = []
+    for m in results.modalities:
+        against = {other: results.difference("sample", other, f"alone {m}") for other in ("random_copies", "joint")}
+        parts.append(
+            f"""{m} alone {w.spread(results.spread("sample", f"alone {m}"))} under `sample`, which minus random copies is
+            {w.difference(against["random_copies"])} ({against["random_copies"].verdict}) and minus joint
+            {w.difference(against["joint"])} ({against["joint"].verdict})"""
+        )
+    flat = over_seeds(results, "sample", lambda record: record["constant"]["accuracy"])
+    return f"**Which modality?** Accuracy of {'; of '.join(parts)}. The constant answer has {w.number(flat.mean)}."
+
+
+def _chasing(results: Results, behind: Sequence[str]) -> str:
+    """`behind`: the figures in which `sample` is behind random copies."""
     a, b = results.of("sample"), results.of("random_copies")
     swings = paired([swing(a[s]) for s in sorted(a)], [swing(b[s]) for s in sorted(a)])
     mine, others = over_seeds(results, "sample", swing), over_seeds(results, "random_copies", swing)
@@ -180,7 +204,7 @@ def _chasing(results: Results) -> str:
     eased = {name: results.difference("smoothed", "sample", name) for name in ("all", "Avg")}
     verdict = (
         "so a part of the loss comes of plans that follow the last sweep alone"
-        if "higher" in {d.verdict for d in eased.values()}
+        if "higher" in {eased[name].verdict for name in behind}
         else "so it is not shown that plans which follow the last sweep alone are what costs"
     )
     return f"""**Plans that chase the last mistakes?** `sample` copies what the last sweep found wrong and leaves out what it

@@ -72,7 +72,7 @@ def differences(found: Results) -> str:
             word = f" **{d.verdict}**" if d.verdict in ("higher", "lower") else ""
             cells.append(w.difference(d) + word)
         rows.append([f"`{a}` − `{b}`", *cells])
-    interval = f"{100 * LEVEL:.0f} % interval over {found.seeds} seeds" if found.seeds > 1 else "one seed: no interval"
+    interval = f"{w.percent(LEVEL)} interval over {found.seeds} seeds" if found.seeds > 1 else "one seed: no interval"
     return w.table([f"paired difference, {interval}", *FIGURES], rows)
 
 

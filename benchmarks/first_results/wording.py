@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 import textwrap
 from collections.abc import Iterable, Sequence
 
 from benchmarks.first_results.statistics import Difference, Spread
+
+#: Where a line must not break.
+SPACE = "\N{NO-BREAK SPACE}"
 
 
 def number(value: float, digits: int = 3, sign: bool = False) -> str:
@@ -16,24 +20,25 @@ def number(value: float, digits: int = 3, sign: bool = False) -> str:
     text = f"{abs(value):.{digits}f}"
     if text.startswith("0."):
         text = text[1:]
-    negative = value < 0 and float(f"{value:.{digits}f}") != 0
-    return ("−" if negative else "+" if sign else "") + text
+    zero = float(text) == 0
+    return ("" if zero else "−" if value < 0 else "+" if sign else "") + text
 
 
 def spread(found: Spread, digits: int = 3) -> str:
     """Mean (standard deviation)."""
-    return f"{number(found.mean, digits)} ({number(found.deviation, digits)})"
+    return f"{number(found.mean, digits)}{SPACE}({number(found.deviation, digits)})"
 
 
 def difference(found: Difference) -> str:
     """Mean [interval]."""
     if math.isnan(found.low):
         return number(found.mean, sign=True)
-    return f"{number(found.mean, sign=True)} [{number(found.low, sign=True)}, {number(found.high, sign=True)}]"
+    mean, low, high = (number(value, sign=True) for value in (found.mean, found.low, found.high))
+    return f"{mean}{SPACE}[{low},{SPACE}{high}]"
 
 
 def percent(value: float) -> str:
-    return f"{100 * value:.0f} %"
+    return f"{100 * value:.0f}{SPACE}%"
 
 
 def listed(words: Sequence[str]) -> str:
@@ -47,6 +52,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def paragraph(text: str, indent: str = "") -> str:
+    """Lines of one paragraph; only plain spaces may break."""
     return textwrap.fill(
-        " ".join(text.split()), 118, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+        re.sub("[ \n]+", " ", text), 118, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
     )
