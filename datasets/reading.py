@@ -82,6 +82,21 @@ class Reader:
         ids: list[str] = self._table(split, chunk, ["source_id"])["source_id"].to_pylist()
         return ids
 
+    def stored(self, split: str, sample_ids: ArrayLike) -> pa.Table:
+        """The rows of `sample_ids` (int[n], any order) as they lie on disk, in that order: `source_id`, `target` and every
+        modality's own bytes or text, null where it is absent.
+        """
+        ids = self._ids(split, sample_ids)
+        rows = self.manifest.chunk_rows
+        order = np.argsort(ids // rows, kind="stable")
+        tables = [
+            self._table(split, int(chunk), ["source_id", "target", *self.manifest.names]).take(
+                pa.array(ids[order][ids[order] // rows == chunk] - chunk * rows)
+            )
+            for chunk in np.unique(ids // rows)
+        ]
+        return pa.concat_tables(tables).take(pa.array(np.argsort(order, kind="stable")))
+
     def present(self, split: str) -> NDArray[np.bool_]:
         """Which modalities every row of a split has: bool [rows, M]."""
         shards = self.manifest.split(split).shards
