@@ -189,6 +189,9 @@ def test_links_lead_somewhere():
         for target in re.findall(r"\]\(([^)#:]+)?(?:#([^)]*))?\)", prose):
             path = (page.parent / target[0]).resolve() if target[0] else page
             assert path.is_file(), f"{page.name}: {target[0]}"
+            if path.suffix != ".md":
+                assert not target[1], f"{page.name}: {target[0]} has no headings"
+                continue
             titles = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)
             anchors = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
             assert not target[1] or target[1] in anchors, f"{page.name}: {target[0]}#{target[1]}"
