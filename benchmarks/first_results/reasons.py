@@ -26,6 +26,11 @@ def whole_share(record: Any) -> float:
     return float(record["whole"] / (record["whole"] + sum(record["copies"].values())))
 
 
+def copies_share(results: Results, method: str) -> float:
+    """Of the rows trained on, the share that was copies, mean over the seeds."""
+    return 1 - over_seeds(results, method, whole_share).mean
+
+
 def copied_share(record: Any, modality: str) -> float:
     """Of the rows trained on, the share that was copies of this modality."""
     return float(record["copies"][modality] / (record["whole"] + sum(record["copies"].values())))
@@ -90,7 +95,7 @@ def mechanism_row(results: Results) -> list[str]:
     together = {method: over_seeds(results, method, only_together) for method in ("joint", "sample")}
     return [
         results.name,
-        w.percent(over_seeds(results, "sample", whole_share).mean),
+        " / ".join(w.percent(copies_share(results, method)) for method in ("random_copies", "sample", "modality")),
         w.difference(results.difference("fewer_rows", "joint", "all")),
         w.difference(results.difference("sample", "fewer_rows", "all")),
         f"{w.number(swings['random_copies'].mean)} / {w.number(swings['sample'].mean)}",
@@ -102,7 +107,7 @@ def mechanism_row(results: Results) -> list[str]:
 
 MECHANISM_HEADER = [
     "data set",
-    "whole rows of all trained on, `sample`",
+    "copies of all rows trained on, random / `sample` / `modality`",
     "`fewer_rows` − joint, all",
     "`sample` − `fewer_rows`, all",
     "swing, random / `sample`",
@@ -166,18 +171,18 @@ def _frequencies(results: Results) -> str:
     parts = []
     for m, gain in nothing.items():
         share = Spread.of([copied_share(record, m) for record in results.of("sample").values()])
-        losses = {method: loss_alone(results, method, m) for method in ("random_copies", "sample", "joint")}
-        least = min(loss.mean for loss in losses.values())
+        found = {method: loss_alone(results, method, m) for method in ("random_copies", "sample", "joint")}
+        lowest = min(loss.mean for loss in found.values())
         reading = (
             "it does tell which answers are likelier, but not enough to change the likeliest"
-            if least < (1 - NOTHING) * flat
+            if lowest < (1 - NOTHING) * flat
             else "no more than the frequencies was learnt from it"
         )
         parts.append(
             f"""{m} alone is at best {w.number(gain, sign=True)} from the accuracy of the constant answer, whatever the method,
             and its copies are {w.percent(share.mean)} of all rows that `sample` trained on. With {m} alone the test
-            cross-entropy is {w.spread(losses["random_copies"])} after random copies, {w.spread(losses["sample"])} after
-            `sample` and {w.spread(losses["joint"])} after joint, and that of the frequencies is {w.number(flat)}: {reading}"""
+            cross-entropy is {w.spread(found["random_copies"])} after random copies, {w.spread(found["sample"])} after
+            `sample` and {w.spread(found["joint"])} after joint, and that of the frequencies is {w.number(flat)}: {reading}"""
         )
     return f"**Copies that teach only how frequent the labels are?** As far as accuracy goes, yes: {'; '.join(parts)}."
 
@@ -200,7 +205,7 @@ def _chasing(results: Results, behind: Sequence[str]) -> str:
     a, b = results.of("sample"), results.of("random_copies")
     swings = paired([swing(a[s]) for s in sorted(a)], [swing(b[s]) for s in sorted(a)])
     mine, others = over_seeds(results, "sample", swing), over_seeds(results, "random_copies", swing)
-    copies = {m: w.percent(1 - over_seeds(results, m, whole_share).mean) for m in ("sample", "random_copies")}
+    copies = {m: w.percent(copies_share(results, m)) for m in ("sample", "random_copies")}
     eased = {name: results.difference("smoothed", "sample", name) for name in ("all", "Avg")}
     verdict = (
         "so a part of the loss comes of plans that follow the last sweep alone"
