@@ -51,10 +51,15 @@ def legend(figure: Figure) -> list[tuple[str, Markup]]:
     if figure.kind in ("rows", "bubbles"):
         return []
     out = [(s.name, _key(figure, s)) for s in figure.series]
-    for name, x in {m.name.partition(":")[0]: m.x for m in figure.marks}.items():
-        ring = el("path", css="ring ink", d="M0,-5L5,0L0,5L-5,0Z", transform="translate(12 6)")
+    drawn = {s.colour for s in figure.series}
+    for mark in figure.marks:
+        # A modality without a line is named by its ring; for the others one ring says what rings are.
+        name = mark.name if mark.colour not in drawn else mark.name.partition(":")[0]
+        colour = mark.colour if mark.colour not in drawn else "ink"
+        ring = el("path", css=f"ring {css(colour)}", d="M0,-5L5,0L0,5L-5,0Z", transform="translate(12 6)")
         level = el("g", el("line", x1=0, x2=24, y1=6, y2=6), css="level")
-        out.append((name, el("svg", level if x is None else ring, viewBox="0 0 24 12", css="key")))
+        if name not in (entry[0] for entry in out):
+            out.append((name, el("svg", level if mark.x is None else ring, viewBox="0 0 24 12", css="key")))
     return out
 
 
