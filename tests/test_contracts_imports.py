@@ -231,7 +231,7 @@ def test_a_wheel_holds_what_the_rooms_read_beside_their_code(wheel):
         found = set(archive.namelist())
     for room in ROOMS:
         for path in (REPO / room).rglob("*"):
-            if path.is_file() and path.suffix in (".yaml", ".yml", ".json", ".toml"):
+            if path.is_file() and path.suffix in (".yaml", ".yml", ".json", ".toml", ".html", ".css", ".js"):
                 assert f"equipoise/{path.relative_to(REPO)}" in found
 
 
