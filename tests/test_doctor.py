@@ -17,7 +17,7 @@ from equipoise import EquipoiseError
 from equipoise.datasets.prepare import prepare
 from equipoise.pipelines import installation, machine
 from equipoise.pipelines.config import load_config
-from equipoise.pipelines.doctor import sessions, the_run, usage_statistics
+from equipoise.pipelines.doctor import doctor, ray_state, sessions, the_run, usage_statistics
 from equipoise.pipelines.findings import Finding, show
 from equipoise.pipelines.preflight import concerns, disk_concerns
 from equipoise.pipelines.run import write_config
@@ -357,6 +357,25 @@ def test_usage_statistics_that_were_switched_on_are_looked_at(monkeypatch):
     assert usage_statistics().mark == "look"
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     assert usage_statistics().mark == "ok"
+
+
+@pytest.mark.ray
+def test_the_cluster_is_shown_as_it_is(ray_cluster, asked):
+    out = StringIO()
+    console = Console(file=out, width=80)
+    assert doctor(asked, ["workers=3"], console)
+    told = " ".join(out.getvalue().split())
+    assert "1 nodes" in told
+    assert "6 CPUs, 0 GPUs" in told
+    assert "On the nodes" in told
+    assert "running (gcs_server" in told
+    assert not doctor(asked, ["workers=6"], console)
+    told = " ".join(out.getvalue().split())
+    assert "wrong seats The Ray cluster has 6 CPUs, but workers=6, actors=1 and one data task need 8" in told
+    resources, _ = ray_state()
+    assert resources is not None
+    assert resources.cluster
+    assert resources.nodes[0].object_store > 0
 
 
 def test_lines_show_brackets_as_they_are():

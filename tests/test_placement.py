@@ -7,6 +7,7 @@ import time
 
 import psutil
 import pytest
+from runs import kill_when
 
 import equipoise
 from equipoise import EquipoiseError
@@ -24,9 +25,18 @@ def data(tmp_path_factory):
     return str(root)
 
 
+def all_free():
+    """Wait for what the tests before gave back: Ray shows it a little late."""
+    import ray
+
+    deadline = time.monotonic() + 20
+    while ray.available_resources().get("CPU") != 6 and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
 @pytest.fixture
-def held(ray_cluster):
-    """Three of the six CPUs belong to somebody else."""
+def somebody(ray_cluster):
+    """Somebody else's actor of three of the six CPUs, not started yet."""
     import ray
 
     @ray.remote(num_cpus=3)
@@ -34,18 +44,34 @@ def held(ray_cluster):
         def there(self):
             return True
 
-    somebody = Somebody.remote()
-    ray.get(somebody.there.remote())
-    yield somebody
-    ray.kill(somebody)
-    deadline = time.monotonic() + 20
-    while ray.available_resources().get("CPU") != 6 and time.monotonic() < deadline:
-        time.sleep(0.1)
+    all_free()
+    started = []
+
+    def start():
+        started.append(Somebody.remote())
+        return started[-1]
+
+    yield start
+    for actor in started:
+        ray.kill(actor)
+    all_free()
+
+
+@pytest.fixture
+def held(somebody):
+    """Three of the six CPUs belong to somebody else."""
+    import ray
+
+    actor = somebody()
+    ray.get(actor.there.remote())
+    return actor
 
 
 def test_a_run_that_finds_no_room_ends_with_its_sentence(held, data, tmp_path, monkeypatch):
     import ray
+    from ray.util.placement_group import placement_group_table
 
+    before = set(placement_group_table())
     monkeypatch.setenv("EQUIPOISE_START_TIMEOUT_S", "2")
     sentence = (
         r"no room for the run within 2 s: it asks for 5 CPUs \(workers=2, actors=2, one data task\), and 3 of 6 CPUs are free\. "
@@ -54,9 +80,8 @@ def test_a_run_that_finds_no_room_ends_with_its_sentence(held, data, tmp_path, m
     with pytest.raises(EquipoiseError, match=sentence):
         equipoise.fit(CONFIG, data=data, out=str(tmp_path / "run"))
     # Nothing is left behind that would hold room: neither actors nor the group that asked for it.
-    from ray.util.placement_group import placement_group_table
-
-    assert not [group for group in placement_group_table().values() if group["state"] != "REMOVED"]
+    after = placement_group_table()
+    assert {group["state"] for name, group in after.items() if name not in before} <= {"REMOVED"}
     assert ray.available_resources()["CPU"] == 3
 
 
@@ -100,3 +125,28 @@ def test_a_run_that_finds_room_later_goes_on_and_everyone_sits_on_their_cores(he
     there = sorted(os.sched_getaffinity(0))
     half = len(there) // 2
     assert cores == {"RayTrainWorker": {tuple(there[:-half])}, "ray::Valuer": {tuple(there[-half:])}}
+
+
+@pytest.mark.slow
+def test_workers_that_are_lost_and_find_no_room_again_end_the_run_with_its_sentence(
+    faults, somebody, data, tmp_path, monkeypatch
+):
+    # Somebody waits for three CPUs and gets them when a killed worker's group gives up its two.
+    faults.on("slow_steps")
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "2")
+    out = tmp_path / "run"
+
+    def ready(progress):
+        if progress["phase"] == "train" and progress["done"] >= 200:
+            somebody()
+            return True
+        return False
+
+    worker = kill_when(out, "RayTrainWorker", ready)
+    with pytest.raises(
+        EquipoiseError,
+        match=r"Workers were lost, and the Ray cluster has no room to start them again: they ask for 5 CPUs .* and \d of 6 CPUs "
+        r"are free\. The same command goes on from the last checkpoint once there is room\.",
+    ):
+        equipoise.fit(CONFIG, data=data, out=str(out), max_failures=1)
+    assert len(worker.killed) == 1
