@@ -48,7 +48,7 @@ class Cells:
         if self.text and cell.startswith("["):
             try:
                 return json.loads(cell)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise BadValueError(f"holds {_shown(cell)}, which is no JSON list: write it as [0.5, 1.25]") from error
         if self.text or (np.isscalar(cell) and modality.shape == (1,)):
             number = self._number(modality.column, cell)

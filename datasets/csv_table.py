@@ -13,6 +13,8 @@ from equipoise.models.errors import EquipoiseError
 SUFFIXES = (".csv", ".tsv")
 _DELIMITERS = ",;\t|"
 _FIRST_LINE = 1 << 20  # characters
+# Of a cell, in characters: an array as a JSON list is far longer than the 131,072 that csv takes by itself.
+csv.field_size_limit(1 << 28)
 
 
 class CsvTable:

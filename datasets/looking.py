@@ -109,7 +109,7 @@ class ColumnLook:
             if cell.startswith("["):
                 try:
                     return self._list(json.loads(cell))
-                except ValueError:
+                except (ValueError, RecursionError):
                     pass
         kind, suffix = "text", Path(cell).suffix.lower() if self.folder is not None and len(cell) < 300 else ""
         if suffix in _UNREAD:

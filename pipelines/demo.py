@@ -11,6 +11,7 @@ from rich.console import Console
 from equipoise.datasets.prepare import prepare
 from equipoise.models.errors import EquipoiseError
 from equipoise.pipelines.fit import fit
+from equipoise.pipelines.report import write_report
 from equipoise.pipelines.run import Run
 from equipoise.pipelines.tables import table
 
@@ -50,10 +51,12 @@ def demo(out: str | Path = "runs/demo", console: Console | None = None) -> dict[
     console.print()
     console.print(accuracy_table(runs, manifest.names))
     console.print(contribution_table(runs, manifest.names))
+    report = write_report(list(runs.values()), out / "report.html")
     console.print(
         f"{time.perf_counter() - began:.0f} s in all. The runs are in {out}/none, {out}/sample and {out}/random_copies."
     )
     console.print(
+        f"side by side, with the most one-sided images: {report}\n"
         "Try next:\n"
         f"  equipoise evaluate {out}/sample --split test     the matrix of every subset of modalities\n"
         f"  equipoise fit examples/digits.yaml data={out}/data out=runs/mine balancer=ogm resampler=none\n"

@@ -20,13 +20,13 @@ from equipoise.pipelines.config import Config, load_config, pairs
 from equipoise.pipelines.files import write_json
 from equipoise.pipelines.interrupting import alone, interruptible
 from equipoise.pipelines.placement import await_seats, no_seats, start_conductor, start_valuers
-from equipoise.pipelines.preflight import concerns, preflight
+from equipoise.pipelines.preflight import check_folder, concerns, preflight
 from equipoise.pipelines.progress import ProgressDisplay
 from equipoise.pipelines.ray_local import look, start_ray
 from equipoise.pipelines.run import Run, write_config
 from equipoise.pipelines.seats import Seats, take_seats
 from equipoise.pipelines.sentences import refused, sentence_of
-from equipoise.pipelines.sweeps import run_sweep
+from equipoise.pipelines.sweeps import ValuationLostError, run_sweep
 
 
 def fit(config: str | Path | Mapping[str, Any], *arguments: str, verbose: bool = False, **overrides: Any) -> Run:
@@ -54,15 +54,17 @@ def fit_config(config: Config, verbose: bool = False) -> Run:
         update={"data": str(Path(config.data).resolve()), "out": str(Path(config.out).resolve())}
     )
     manifest = preflight(config)
-    run = _claim(config, manifest)
-    assert run.manifest  # refused here if the data set changed since the run began
-    if run.finished:
-        return run
+    run = Run(config.out, config)
     with alone(run):
-        return _fit(run, manifest, verbose)
+        check_folder(config)  # once more: now nobody else is at work on it
+        _claim(run, manifest)
+        assert run.manifest  # refused here if the data set changed since the run began
+        if not run.finished:
+            _fit(run, manifest, verbose)
+    return run
 
 
-def _fit(run: Run, manifest: Manifest, verbose: bool) -> Run:
+def _fit(run: Run, manifest: Manifest, verbose: bool) -> None:
     config = run.config
     resources = look(verbose)
     seats = take_seats(config, resources)
@@ -80,15 +82,28 @@ def _fit(run: Run, manifest: Manifest, verbose: bool) -> Run:
         with ProgressDisplay(run.path / "progress.json", console):
             _train(run, valuers, conductor, seats, ours=not resources.cluster)
             if config.valuation.final:
-                best = run.sweep("train", "best", run.best_checkpoint() / "model.pt")
-                run_sweep(best, valuers, timeout=config.valuation.timeout)
+                _value_best(run, valuers)
             write_card(run)
             write_json(run.path / "finished.json", run.checkpoints.best)
     finally:
         for actor in [*valuers, conductor]:
             if actor is not None and ray.is_initialized():
                 ray.kill(actor)
-    return run
+    if config.report:
+        from equipoise.pipelines.report import write_report
+
+        write_report([run])
+
+
+def _value_best(run: Run, valuers: Sequence[Any]) -> None:
+    """The train sweep of the best checkpoint, in this process where a run that goes on without actors has lost them."""
+    best = run.sweep("train", "best", run.best_checkpoint() / "model.pt")
+    try:
+        run_sweep(best, valuers, timeout=run.config.valuation.timeout)
+    except ValuationLostError:
+        if run.config.on_valuation_loss == "stop":
+            raise
+        run_sweep(best)
 
 
 def _train(run: Run, valuers: Sequence[Any], conductor: Any, seats: Seats, ours: bool) -> None:
@@ -140,18 +155,17 @@ def _train(run: Run, valuers: Sequence[Any], conductor: Any, seats: Seats, ours:
         raise EquipoiseError(text)
 
 
-def _claim(config: Config, manifest: Manifest) -> Run:
-    """The run folder, which the preflight found to be new or of the same configuration."""
-    path = Path(config.out)
+def _claim(run: Run, manifest: Manifest) -> None:
+    """Make the folder that of this run. The configuration comes first: a folder that holds one can be gone on with."""
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        if not (path / "manifest.json").exists():
+        write_config(run.path / "config.yaml", run.config)
+        if not (run.path / "manifest.json").exists():
             # What is fitted on train rows lies in the manifest, so the run holds all that decodes its data.
-            manifest.save(path)
-        write_config(path / "config.yaml", config)
+            manifest.save(run.path)
     except OSError as error:
-        raise EquipoiseError(f"Cannot write the run folder {path}: {error.strerror}. Choose another out=...") from None
-    return Run(path, config)
+        raise EquipoiseError(
+            f"Cannot write the run folder {run.path}: {error.strerror}. Choose another out=..."
+        ) from None
 
 
 def _environment(config: Config, manifest: Manifest, seats: Seats) -> dict[str, Any]:

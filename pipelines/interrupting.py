@@ -24,12 +24,17 @@ def alone(run: Run) -> Iterator[None]:
     Raises:
         EquipoiseError: another process is at work on it.
     """
-    lock = FileLock(run.path / ".lock", timeout=0)
     try:
+        run.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(run.path / ".lock", timeout=0)
         lock.acquire()
-    except Timeout:
+    except OSError as error:
+        if isinstance(error, Timeout):
+            raise EquipoiseError(
+                f"Another `equipoise fit` is at work in {run.path}: wait for it, stop it, or choose another out=..."
+            ) from None
         raise EquipoiseError(
-            f"Another `equipoise fit` is at work in {run.path}: wait for it, stop it, or choose another out=..."
+            f"Cannot write the run folder {run.path}: {error.strerror}. Choose another out=..."
         ) from None
     try:
         yield
@@ -93,5 +98,5 @@ def _where(run: Run, how: str) -> str:
     if not positions:
         return f"Stopped {how}, before the first checkpoint: the same command begins again."
     found = read_json(run.path / "stopped.json")
-    where = f"after step {found['step']} of epoch {found['epoch']}" if found else how
+    where = f"before step {found['step']} of epoch {found['epoch']}" if found else how
     return f"Stopped {where}. The newest checkpoint is {positions[-1]}; the same command goes on from there."

@@ -173,10 +173,11 @@ def value_columns(
 
 
 def mean_contributions(chunks: Sequence[Values], names: Sequence[str]) -> dict[str, float]:
-    """{modality: mean contribution over the samples that have it}."""
+    """{modality: mean contribution over the samples that have it; NaN where none does}."""
     totals = np.sum([np.nansum(values.contributions, axis=0) for values in chunks], axis=0)
     counts = np.sum([values.present.sum(axis=0) for values in chunks], axis=0)
-    return dict(zip(names, (totals / np.maximum(counts, 1)).tolist(), strict=True))
+    means = np.where(counts > 0, totals / np.maximum(counts, 1), np.nan)
+    return dict(zip(names, means.tolist(), strict=True))
 
 
 def joined(chunks: Sequence[Values]) -> Values:

@@ -42,6 +42,8 @@ def predict(
     skip, out = check_choice(on_bad), Path(out)
     if out.suffix.lower() not in _WRITERS:
         raise EquipoiseError(f"{out} must end in {' or '.join(_WRITERS)}: it says what is written.")
+    if out.exists() and Path(rows).exists() and out.samefile(rows):
+        raise EquipoiseError(f"{out} is the table of the rows themselves: name another file with --out.")
     trained = load_trained(model)
     bad = BadRows(skip)
     written = 0

@@ -21,7 +21,7 @@ from equipoise.pipelines.seats import Resources, Seats, take_seats
 from equipoise.pipelines.trackers import check_tracker
 from equipoise.valuation.entries import check_batch_size
 
-#: Of a process that has imported torch and Ray, as measured: what it holds before its first batch.
+#: What a process that has imported torch and Ray is taken to hold before its first batch: an estimate.
 PROCESS_BYTES = 400 << 20
 #: Ray stops spilling to a disk that is this full, and the run with it.
 FULL = 0.95
@@ -90,7 +90,7 @@ def _folder_state(path: Path, config: Config) -> str:
                 "the folder."
             )
         return "finished" if (path / "finished.json").is_file() else "unfinished"
-    if path.exists() and any(path.iterdir()):
+    if path.exists() and any(not file.name.startswith(".") for file in path.iterdir()):
         raise EquipoiseError(f"{path} is not empty and holds no run: choose another out=..., or empty it.")
     return "new"
 

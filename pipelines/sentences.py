@@ -34,14 +34,14 @@ def write_sentence(run: Path, error: BaseException) -> None:
     """Leave the sentence for the driver in the run folder, where the error has one. The first worker's stays."""
     sentence = sentence_of(error)
     if sentence is not None:
+        part = run / f".error.{os.getpid()}"
         try:
-            with os.fdopen(os.open(run / "error.json", os.O_CREAT | os.O_EXCL | os.O_WRONLY), "w") as file:
-                json.dump(str(sentence), file)
-        except FileExistsError:
-            pass
+            part.write_text(json.dumps(str(sentence)))
+            os.link(part, run / "error.json")
         except OSError:
-            # No room even for this; the driver finds it in the exception instead.
-            (run / "error.json").unlink(missing_ok=True)
+            pass  # another worker's is there, or no room even for this: the driver then finds it in the exception
+        finally:
+            part.unlink(missing_ok=True)
 
 
 def refused(run: Path) -> str | None:

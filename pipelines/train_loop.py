@@ -36,7 +36,7 @@ from equipoise.pipelines.sweeps import SweepResult, read_result
 from equipoise.pipelines.trackers import tracker_for
 from equipoise.valuation.coalitions import coalition_name
 
-#: The workers agree whether to stop once in so many steps: one small broadcast.
+#: The workers agree whether to stop once in so many steps, and at an epoch's end: one small broadcast.
 STOP_EVERY = 8
 
 
@@ -94,6 +94,7 @@ class Training:
         self.position = Position(0, 0)
         self.best: dict[str, Any] | None = None
         self.stopping = EarlyStopping(config.early_stopping)
+        self.stopped = False
         self.progress = ProgressFile(run.path / "progress.json")
         self.sweeps = SweepSchedule(config, self.balancer, self.resampler, self.manifest.splits["train"].rows)
         self.between = Between(run, self.manifest, self.sweeps, valuers, conductor, self.progress)
@@ -109,9 +110,13 @@ class Training:
         """Train to the end, or until someone asks to stop: then a checkpoint is left where training stands."""
         while not self.over(self.position):
             numbers = self._epoch()
-            if numbers is None:
+            if numbers is not None:
+                self._boundary(numbers)
+            if self.stopped and not self.over(self.position):
+                if self.leads:
+                    at = self.position
+                    write_json(self.run.path / "stopped.json", {"epoch": at.epoch, "step": at.step})
                 break
-            self._boundary(numbers)
         if self.leads:
             self.tracker.close()
 
@@ -173,12 +178,11 @@ class Training:
                 )
             every = self.config.checkpoint.every_steps
             due = every is not None and self.step.step % every == 0
-            stop = self._asked_to_stop()
-            if (due or stop) and self.position.step < steps:
+            ended = self.position.step == steps
+            self.stopped = self._asked_to_stop(ended)
+            if (due or self.stopped) and not ended:
                 self._checkpoint(self.position)
-                if stop:
-                    if self.leads:
-                        write_json(self.run.path / "stopped.json", {"epoch": epoch, "step": self.position.step})
+                if self.stopped:
                     return None
         # An epoch that the budget cuts short never comes to its padding, or not to all of it.
         padding = entries.padding if steps == entries.steps else 0
@@ -198,9 +202,11 @@ class Training:
             "seconds/first_batch": first_batch,
         }
 
-    def _asked_to_stop(self) -> bool:
-        """Whether the workers agree to stop after this step: rank 0 looks for the file, now and then."""
-        if self.step.step % STOP_EVERY:
+    def _asked_to_stop(self, ended: bool) -> bool:
+        """Whether the workers agree to stop after this step: rank 0 looks for the file now and then, and when an epoch ends,
+        whose own checkpoint then serves.
+        """
+        if self.step.step % STOP_EVERY and not ended:
             return False
         asked = torch.tensor([float(self.leads and self.run.stop.exists())], device=self.device)
         if self.world_size > 1:

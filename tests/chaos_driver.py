@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
-from runs import start_cluster  # noqa: E402
+from digits_runs import start_cluster  # noqa: E402
 
 import equipoise  # noqa: E402
 

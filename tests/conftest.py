@@ -9,8 +9,8 @@ sys.path.insert(0, str(HERE))
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from digits_runs import CONFIG, start_cluster  # noqa: E402
 from gloo_pool import GlooPool  # noqa: E402
-from runs import CONFIG, start_cluster  # noqa: E402
 
 import equipoise  # noqa: E402
 from equipoise.datasets.prepare import prepare  # noqa: E402

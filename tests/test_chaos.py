@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from runs import CONFIG, HERE, assert_same_run
+from digits_runs import CONFIG, HERE, assert_same_run
 
 import equipoise
 from equipoise import Run

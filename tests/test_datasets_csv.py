@@ -249,3 +249,20 @@ def test_a_data_yaml_that_is_not_there_or_lacks_a_key(tmp_path):
     (tmp_path / "data.yaml").write_text("- source\n")
     with pytest.raises(EquipoiseError, match=r"must hold `key: value` lines, such as `source: my.csv`"):
         prepare_yaml(tmp_path / "data.yaml", tmp_path / "out")
+
+
+def test_a_long_list_in_a_cell_is_read_and_a_deep_one_is_a_bad_row(tmp_path):
+    values = np.arange(3 * 64 * 64) / 3
+    lists = [json.dumps(values.tolist())] * 30
+    assert len(lists[0]) > 131_072, "what csv takes by itself"
+    lists[7] = "[" * 100_000
+    table = tmp_path / "wide.csv"
+    lines = [f'r{i},{"ab"[i % 2]},"{cell}"' for i, cell in enumerate(lists)]
+    table.write_text("\n".join(["source_id,target,grid", *lines]))
+    grid = Modality(name="grid", shape=(3, 64, 64))
+    with pytest.raises(EquipoiseError, match=r"(?s)'r7'.*modality 'grid' holds .*which is no JSON list"):
+        prepare(table, tmp_path / "stopped", modalities=[grid])
+    manifest = prepare(table, tmp_path / "out", modalities=[grid], on_bad="skip")
+    assert [row.source_id for row in manifest.skipped] == ["r7"]
+    read = Reader(tmp_path / "out").read("train", [0])["grid"]
+    np.testing.assert_allclose(read.reshape(-1), values, rtol=1e-6)

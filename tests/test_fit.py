@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from runs import CONFIG, assert_same_run, kill_when, weights
+from digits_runs import CONFIG, assert_same_run, kill_when, weights
 from tracked import in_parquet, in_tensorboard
 
 import equipoise

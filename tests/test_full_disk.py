@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import CONFIG, weights
+from digits_runs import CONFIG, weights
 
 import equipoise
 from equipoise import EquipoiseError

@@ -11,7 +11,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 import torch
-from runs import CONFIG, assert_same_run, kill_when, weights
+from digits_runs import CONFIG, assert_same_run, kill_when, weights
 
 import equipoise
 from equipoise import EquipoiseError, valuation
@@ -186,13 +186,42 @@ def test_the_first_interrupt_leaves_a_checkpoint_that_goes_on_to_the_same_end(fa
     threading.Thread(target=interrupt, daemon=True).start()
     config = {**CONFIG, "checkpoint": {}}
     with pytest.raises(
-        KeyboardInterrupt, match=r"Stopped after step \d+ of epoch 1\. The newest checkpoint is epoch-0001"
+        KeyboardInterrupt, match=r"Stopped before step \d+ of epoch 1\. The newest checkpoint is epoch-0001"
     ):
         equipoise.fit(config, data=data, out=str(out))
     stopped = json.loads((out / "stopped.json").read_text())
     [*_, newest] = Checkpoints(out / "checkpoints").positions()
     assert newest == Position(1, stopped["step"]), "in mid-epoch, though no checkpoint was due"
     assert_same_run(equipoise.fit(config, data=data, out=str(out)), plain)
+
+
+@pytest.mark.slow
+def test_an_epoch_of_one_step_can_be_interrupted_too(ray_cluster, data, tmp_path):
+    out = tmp_path / "short"
+
+    def interrupt():
+        while not (out / "checkpoints" / "epoch-0002-step-000000").exists():
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    short = {**CONFIG, "resampler": "none", "batch_size": 1257, "max_epochs": 200, "checkpoint": {}}
+    with pytest.raises(KeyboardInterrupt, match=r"Stopped before step 0 of epoch \d+\. The newest checkpoint is"):
+        equipoise.fit(short, data=data, out=str(out))
+    stopped = json.loads((out / "stopped.json").read_text())
+    assert Checkpoints(out / "checkpoints").positions()[-1] == Position(stopped["epoch"], 0)
+
+
+def test_a_folder_that_a_kill_left_with_next_to_nothing_is_gone_on_with(data, tmp_path):
+    from equipoise.pipelines.preflight import check_folder
+    from equipoise.pipelines.run import write_config
+
+    config = load_config({**CONFIG, "data": data, "out": str(tmp_path)})
+    (tmp_path / ".lock").touch()
+    (tmp_path / ".config.yaml.123.part").touch()
+    assert check_folder(config) == "new"
+    write_config(tmp_path / "config.yaml", config)  # written first, the manifest after it
+    assert check_folder(config) == "unfinished"
 
 
 def test_one_fit_at_a_time_in_a_folder(ray_cluster, data, tmp_path):

@@ -7,7 +7,7 @@ import time
 
 import psutil
 import pytest
-from runs import kill_when
+from digits_runs import kill_when
 
 import equipoise
 from equipoise import EquipoiseError

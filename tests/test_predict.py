@@ -313,3 +313,11 @@ def test_a_run_without_a_best_checkpoint_says_so(pets, tmp_path):
     (tmp_path / "run" / "checkpoints" / "best.json").unlink()
     with pytest.raises(EquipoiseError, match=r"has no validated checkpoint yet: let it finish an epoch"):
         export(Run.open(tmp_path / "run"), tmp_path / "exported")
+
+
+def test_predictions_never_take_the_place_of_the_rows(pets):
+    table, run, *_ = pets
+    before = table.read_bytes()
+    with pytest.raises(EquipoiseError, match=r"pets\.csv is the table of the rows themselves: name another file"):
+        predict(run.path, table, table)
+    assert table.read_bytes() == before
