@@ -7,7 +7,7 @@ from the plan file, so nothing but numbers travels to the data tasks. The global
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import numpy as np
 
 from equipoise.datasets.manifest import Manifest
 from equipoise.datasets.reading import Reader
+from equipoise.pipelines.seats import sit
 from equipoise.valuation.entries import EntryList
 from equipoise.valuation.plan import Plan
 
@@ -53,15 +54,16 @@ class EpochSpec:
 class ReadWindow:
     """Window number -> decoded rows of this rank in step order: the one map of the pipeline."""
 
-    def __init__(self, spec: EpochSpec) -> None:
-        self.spec = spec
+    def __init__(self, spec: EpochSpec, cores: Sequence[int] | None = None) -> None:
+        self.spec, self.cores = spec, cores
         self._reader: Reader | None = None
 
     def __getstate__(self) -> dict[str, object]:
-        return {"spec": self.spec, "_reader": None}
+        return {"spec": self.spec, "cores": self.cores, "_reader": None}
 
     def __call__(self, unit: Any) -> Iterator[dict[str, np.ndarray]]:
         if self._reader is None:
+            sit(None, self.cores)
             self._reader = Reader(self.spec.data, cache_bytes=WINDOW_BYTES)
         manifest = self._reader.manifest
         entries = self.spec.entries(manifest)
@@ -77,13 +79,16 @@ class ReadWindow:
                 yield {**columns, "copy": part["copy"].astype(np.int16)}
 
 
-def rank_batches(spec: EpochSpec, manifest: Manifest, cpus: float | None = None) -> Iterator[dict[str, np.ndarray]]:
+def rank_batches(
+    spec: EpochSpec, manifest: Manifest, cpus: float | None = None, cores: Sequence[int] | None = None
+) -> Iterator[dict[str, np.ndarray]]:
     """This rank's decoded columns, one step after another from `spec.start_step` on.
 
     Args:
         spec: the epoch and this rank's place in it.
         manifest: of the data set.
         cpus: this rank's share of the CPUs for data tasks; None leaves it to Ray.
+        cores: what its data tasks are bound to, those of the workers where the actors have cores of their own; None: any.
     """
     import ray
 
@@ -99,7 +104,7 @@ def rank_batches(spec: EpochSpec, manifest: Manifest, cpus: float | None = None)
     if cpus is not None:
         options.resource_limits = options.resource_limits.copy(cpu=cpus)
     rows = ray.data.from_items(units, override_num_blocks=len(units))
-    decoded = rows.map_batches(ReadWindow(spec), batch_size=1, batch_format="numpy")
+    decoded = rows.map_batches(ReadWindow(spec, cores), batch_size=1, batch_format="numpy")
     local = entries.local_batch_size(spec.rank, spec.world_size)
     batches: Iterator[Any] = iter(decoded.iter_batches(batch_size=local, batch_format="numpy", prefetch_batches=2))
     for step, columns in enumerate(batches, start=spec.start_step):

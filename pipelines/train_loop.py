@@ -48,8 +48,9 @@ def train_worker(settings: Mapping[str, Any]) -> None:
         # A sentence for the user was written by the attempt before: trying again cannot mend what it names.
         return
     try:
-        sit(settings["threads"], settings["cores"])
-        Training(run, settings["valuers"], settings["conductor"], settings["data_cpus"]).train()
+        cores = settings["cores"]
+        sit(settings["threads"], cores)
+        Training(run, settings["valuers"], settings["conductor"], settings["data_cpus"], cores).train()
     except Exception as error:
         write_sentence(run.path, error)
         raise
@@ -63,7 +64,7 @@ class Training:
     checkpoint, and repeats what came after it with the same batches and the same plans.
     """
 
-    def __init__(self, run: Run, valuers: Sequence[Any], conductor: Any, data_cpus: float) -> None:
+    def __init__(self, run: Run, valuers: Sequence[Any], conductor: Any, data_cpus: float, cores: Any) -> None:
         import ray.train
         import ray.train.torch
 
@@ -71,7 +72,7 @@ class Training:
         context = ray.train.get_context()
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
         self.leads = self.rank == 0
-        self.run, self.config, self.data_cpus = run, config, data_cpus
+        self.run, self.config, self.data_cpus, self.cores = run, config, data_cpus, cores
         self.manifest = run.manifest
         self.task = self.manifest.build_task()
         self.device = ray.train.torch.get_device()
@@ -143,7 +144,8 @@ class Training:
             steps = min(steps, self.position.step + self.config.max_steps - self.step.step)
         began = time.perf_counter()
         first_batch = waited = computed = 0.0
-        for columns, wait in _timed(rank_batches(spec, self.manifest, self.data_cpus), steps - self.position.step):
+        batches = rank_batches(spec, self.manifest, self.data_cpus, self.cores)
+        for columns, wait in _timed(batches, steps - self.position.step):
             first_batch = first_batch or wait
             waited += wait
             at = time.perf_counter()

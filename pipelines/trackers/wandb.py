@@ -82,10 +82,11 @@ def history(path: Path) -> Iterator[dict[str, Any]]:
     """The rows in a .wandb file: a log of LevelDB's format (7 bytes of header, then records cut at blocks of 32 KiB) of
     protocol buffers. What a kill cut short is left out.
     """
-    from wandb.proto import wandb_internal_pb2 as messages
+    from wandb.proto import wandb_internal_pb2
 
+    messages: Any = wandb_internal_pb2  # whose classes are made when it is imported
     for data in _records(path.read_bytes()):
-        record = messages.Record.FromString(data)  # type: ignore[attr-defined]
+        record = messages.Record.FromString(data)
         if record.WhichOneof("record_type") == "history":
             items = record.history.item
             yield {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in items}
