@@ -21,8 +21,16 @@ def sentence_of(error: BaseException | None) -> EquipoiseError | None:
             return EquipoiseError(
                 f"The disk of the run is full ({error}). Its newest checkpoint is whole: make room, and the same command goes on."
             )
-        error = getattr(error, "cause", None) or error.__cause__ or error.__context__
+        error = _within(error)
     return None
+
+
+def _within(error: BaseException) -> BaseException | None:
+    """The exception that another one carries: Ray Train keeps those of its workers and its controller as attributes."""
+    workers = getattr(error, "worker_failures", None) or {}
+    carried = [getattr(error, "cause", None), getattr(error, "controller_failure", None), *workers.values()]
+    found = [one for one in [*carried, error.__cause__, error.__context__] if isinstance(one, BaseException)]
+    return found[0] if found else None
 
 
 def _last_line(error: BaseException) -> str:
