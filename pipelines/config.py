@@ -28,6 +28,8 @@ class Method(Section):
 
 
 class OptimizerConfig(Section):
+    """The optimiser, by torch's names."""
+
     name: Literal["adamw", "adam", "sgd"] = "adamw"
     lr: float = Field(1e-3, gt=0)
     weight_decay: float = Field(1e-2, ge=0)
@@ -42,6 +44,8 @@ class ScheduleConfig(Section):
 
 
 class ValuationConfig(Section):
+    """Sweeps: how, when beside those that a resampler asks for, and where."""
+
     batch_size: int = Field(
         256, ge=1, description="rows a forward pass of a sweep; results depend on it to rounding only"
     )
@@ -61,11 +65,15 @@ class ValuationConfig(Section):
 
 
 class CheckpointConfig(Section):
+    """When checkpoints are written, and which of them stay."""
+
     every_steps: int | None = Field(None, ge=1, description="also in mid-epoch; None: at the end of every epoch only")
     keep: int = Field(2, ge=1, description="how many of the newest stay, beside the best")
 
 
 class EarlyStoppingConfig(Section):
+    """When a run ends before its budget; see `EarlyStopping`."""
+
     patience: int | None = Field(None, ge=1, description="epochs without a better validation metric, then stop")
     min_delta: float = Field(0.0, ge=0, description="what counts as better: more than the best by this")
 
