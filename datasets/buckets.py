@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from equipoise.datasets.manifest import value_fields
+from equipoise.datasets.task_spec import TaskSpec
 from equipoise.models.errors import EquipoiseError
 from equipoise.models.modality import Modality
 
@@ -20,15 +21,16 @@ _PIECE = 256  # rows given back at a time
 class Buckets:
     """Tables of rows, kept in one Arrow stream a bucket below `folder`, and given back in the order of `hash`.
 
-    Columns: `hash` uint64, `split`, `source_id`, `group` and `label` strings, `present` uint16, and the modalities as
-    they will be stored.
+    Columns: `hash` uint64, `split`, `source_id` and `group` strings, `target` (see `staged_target`), `present` uint16, and
+    the modalities as they will be stored.
     """
 
-    def __init__(self, folder: Path, modalities: tuple[Modality, ...]) -> None:
+    def __init__(self, folder: Path, modalities: tuple[Modality, ...], task: TaskSpec | None) -> None:
         self.folder = folder
-        texts = [pa.field(name, pa.string()) for name in ("split", "source_id", "group", "label")]
+        texts = [pa.field(name, pa.string()) for name in ("split", "source_id", "group")]
         numbers = [pa.field("hash", pa.uint64()), pa.field("present", pa.uint16())]
-        self.schema = pa.schema([*numbers, *texts, *value_fields(modalities)])
+        target = pa.field("target", staged_target(task))
+        self.schema = pa.schema([*numbers, *texts, target, *value_fields(modalities)])
         self._writers: dict[int, pa.RecordBatchStreamWriter] = {}
 
     def add(self, table: pa.Table) -> None:
@@ -60,3 +62,8 @@ class Buckets:
 
     def _path(self, bucket: int) -> Path:
         return self.folder / f"{bucket:02d}.arrow"
+
+
+def staged_target(task: TaskSpec | None) -> pa.DataType:
+    """A class by its name, whose index is known when all rows have been seen; other targets as they will be stored."""
+    return pa.string() if task is None or task.kind == "classification" else pa.large_binary()

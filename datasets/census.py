@@ -7,13 +7,17 @@ import numpy as np
 
 from equipoise.datasets.bad_value import BadValueError
 from equipoise.datasets.manifest import SPLITS
+from equipoise.datasets.targets import encode_target
+from equipoise.datasets.task_spec import TaskSpec
 from equipoise.models.errors import EquipoiseError, unknown
 
 
 class Census:
-    """Counts of rows, labels, groups and present modalities a split. `labels`: the class names, None to infer them."""
+    """Counts of rows, labels, groups and present modalities a split. `task` None: classes, whose names are inferred."""
 
-    def __init__(self, modalities: tuple[str, ...], labels: tuple[str, ...] | None) -> None:
+    def __init__(self, modalities: tuple[str, ...], task: TaskSpec | None) -> None:
+        labels = task.labels if task is not None else None
+        self.task = task if task is not None and task.kind != "classification" else None
         if labels is not None and len(set(labels)) != len(labels):
             twice = next(name for name, n in Counter(labels).items() if n > 1)
             raise EquipoiseError(f"The label {twice!r} is given twice: every class needs its own name.")
@@ -23,6 +27,10 @@ class Census:
         self._kind: type | None = None
         self._first: dict[str, dict[str, str]] = {split: {} for split in SPLITS}
         self._split_of_group: dict[str, str] = {}
+
+    def target(self, value: Any) -> str | bytes:
+        """What is staged of a row's target: the class name, or the bytes that are stored. Raises `BadValueError`."""
+        return self.label(value) if self.task is None else encode_target(self.task, value)
 
     def label(self, value: Any) -> str:
         """The class name of a row's target. Raises `BadValueError` for what is no label, or none of the classes."""
@@ -45,10 +53,11 @@ class Census:
             raise BadValueError(f"has the label {value}, outside the classes 0..{last}: mend it, or give task_labels")
         return str(value) if self.labels is None else self.labels[value]
 
-    def count(self, source_id: str, split: str, group: str | None, label: str, present: int) -> None:
+    def count(self, source_id: str, split: str, group: str | None, target: str | bytes, present: int) -> None:
         """Take in a row. Raises `EquipoiseError` if its group was seen in another split."""
         self.rows[split] += 1
-        self._first[split].setdefault(label, source_id)
+        if isinstance(target, str):
+            self._first[split].setdefault(target, source_id)
         self._train_bits |= present if split == "train" else 0
         if group is not None and self._split_of_group.setdefault(group, split) != split:
             raise EquipoiseError(
@@ -56,9 +65,9 @@ class Census:
                 "must lie in one split. Mend the split column, or leave it out and let prepare split by group."
             )
 
-    def classes(self, source: str) -> tuple[str, ...]:
-        """The class names in the order of their indices. Raises `EquipoiseError` for a whole that cannot be trained on:
-        an empty split, a modality or a label that train never shows, fewer than two classes.
+    def spec(self, source: str) -> TaskSpec:
+        """The task, with the class names in the order of their indices. Raises `EquipoiseError` for a whole that cannot be
+        trained on: an empty split, a modality or a label that train never shows, fewer than two classes.
         """
         empty = [split for split in SPLITS if not self.rows[split]]
         if empty:
@@ -72,6 +81,8 @@ class Census:
                 raise EquipoiseError(
                     f"Modality {name!r} is absent in every train row: leave it out, or mend its column."
                 )
+        if self.task is not None:
+            return self.task
         train = self._first["train"]
         for split in SPLITS[1:]:
             for label, source_id in self._first[split].items():
@@ -83,7 +94,7 @@ class Census:
         classes = self.labels or self._inferred(train)
         if len(classes) < 2:
             raise EquipoiseError(f"{source!r} has the one label {classes[0]!r}: classification needs at least two.")
-        return classes
+        return TaskSpec(labels=classes)
 
     def _inferred(self, train: dict[str, str]) -> tuple[str, ...]:
         if self._kind is str:

@@ -31,7 +31,12 @@ class DataConfig(BaseModel):
     )
     group: str | None = Field(None, description="column; rows of one group stay in one split")
     modalities: dict[str, dict[str, Any]] = Field(description="{name: column or columns, kind, shape, ...}")
-    task_labels: list[str] | None = Field(None, description="class names in the order of their indices; null: sorted")
+    task: str | dict[str, Any] | None = Field(
+        None, description="classification, multilabel, regression, segmentation, or its choices; null: classification"
+    )
+    task_labels: list[str] | None = Field(
+        None, description="names of classes, labels, numbers or regions, in order; null: the classes found, sorted"
+    )
     fractions: tuple[float, float, float] = Field((0.7, 0.15, 0.15), description="of train, validation, test")
     on_bad: Literal["stop", "skip"] = Field("stop", description="rows that cannot be used: stop and list, or leave out")
     seed: int = Field(0, ge=0, description="of the order, and of the split by fractions")

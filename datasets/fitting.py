@@ -6,6 +6,8 @@ import numpy as np
 import pyarrow as pa
 
 from equipoise.datasets.columns import Decoder
+from equipoise.datasets.targets import decode_targets
+from equipoise.datasets.task_spec import TaskSpec
 from equipoise.models.modality import Modality
 
 PADDING, UNKNOWN = "[PAD]", "[UNK]"
@@ -33,6 +35,24 @@ class Standardization:
         if modality.kind == "image":
             row = np.moveaxis(row, 0, -1)
         return row.reshape(-1, row.shape[-1] if modality.shape else 1).astype(np.float64)
+
+    def state(self) -> dict[str, list[float] | str]:
+        return {"mean": self.scaler.mean_.tolist(), "deviation": self.scaler.scale_.tolist()}
+
+
+class TargetScale:
+    """Mean and deviation of each number of a regression's target, over all train rows."""
+
+    def __init__(self, task: TaskSpec) -> None:
+        from sklearn.preprocessing import StandardScaler
+
+        self.task = task
+        self.scaler = StandardScaler()
+
+    def update(self, values: pa.Array) -> None:
+        """Take in stored targets."""
+        if len(values):
+            self.scaler.partial_fit(decode_targets(self.task, values).astype(np.float64))
 
     def state(self) -> dict[str, list[float] | str]:
         return {"mean": self.scaler.mean_.tolist(), "deviation": self.scaler.scale_.tolist()}

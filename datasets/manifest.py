@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from equipoise.datasets.targets import target_field
+from equipoise.datasets.task_spec import TaskSpec
 from equipoise.models.errors import EquipoiseError, unknown
 from equipoise.models.modality import Modality
 
@@ -46,14 +48,6 @@ class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class TaskSpec(_Record):
-    """What is predicted: `labels[i]` is the name of class i."""
-
-    kind: Literal["classification"] = "classification"
-    num_classes: int
-    labels: tuple[str, ...]
-
-
 class Shard(_Record):
     """A Parquet file of `rows` rows; `sha256` of its bytes."""
 
@@ -80,7 +74,8 @@ class Manifest(_Record):
 
     A split's rows have the sample ids 0 .. rows - 1 in the order of its shards. Every shard but the last holds exactly
     `shard_rows` rows, in row groups ("chunks", the unit of work) of `chunk_rows`. `fitted` is what was fitted on train
-    rows: {modality: {"mean": [...], "deviation": [...]} or {"tokenizer": JSON}}. `hash` is the sha256 of the canonical
+    rows: {modality: {"mean": [...], "deviation": [...]} or {"tokenizer": JSON}}, and for a regression the mean and deviation
+    of the "target". `hash` is the sha256 of the canonical
     JSON of everything else, so it pins the shards' bytes as well.
     `sample_key` is the source's column of ids; None: it has none, and its rows are numbered.
     """
@@ -173,9 +168,7 @@ class Manifest(_Record):
         return tuple(m.name for m in self.modalities)
 
     def build_task(self) -> "Task":
-        from equipoise.models.task import Classification  # imports torch, which reading alone does not need
-
-        return Classification(self.task.num_classes)
+        return self.task.build(self.fitted.get("target"))
 
     def split(self, name: str) -> Split:
         """Raises `EquipoiseError` for a name that is none of the splits."""
@@ -195,10 +188,10 @@ class Manifest(_Record):
 
     def schema(self) -> pa.Schema:  # type: ignore[override]  # pydantic's old name for its own JSON schema
         """The columns on disk, see `disk_schema`."""
-        return disk_schema(self.modalities)
+        return disk_schema(self.modalities, self.task)
 
 
-def disk_schema(modalities: tuple[Modality, ...]) -> pa.Schema:
+def disk_schema(modalities: tuple[Modality, ...], task: TaskSpec) -> pa.Schema:
     """The columns of a shard. A modality is null where it is absent: else raw bytes (little-endian float32 in C order for
     arrays and sequences, the encoded file for images and audio) or a string. Bit m of `present` is modality m.
     """
@@ -208,7 +201,7 @@ def disk_schema(modalities: tuple[Modality, ...]) -> pa.Schema:
             pa.field("source_id", pa.string(), nullable=False),
             pa.field("group", pa.string()),
             pa.field("present", pa.uint16(), nullable=False),
-            pa.field("target", pa.int64(), nullable=False),
+            target_field(task),
             *value_fields(modalities),
         ]
     )

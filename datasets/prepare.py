@@ -19,9 +19,10 @@ from equipoise.datasets.bad_rows import check_choice
 from equipoise.datasets.buckets import Buckets
 from equipoise.datasets.cells import require
 from equipoise.datasets.foreign import ParquetTable, open_table
-from equipoise.datasets.manifest import Manifest, TaskSpec, check_layout, check_modalities
+from equipoise.datasets.manifest import Manifest, check_layout, check_modalities
 from equipoise.datasets.sources import Source
 from equipoise.datasets.staging import Keys, Staging
+from equipoise.datasets.task_spec import task_spec
 from equipoise.datasets.writing import folder_in_place, write_shards
 from equipoise.models.errors import EquipoiseError, unknown
 from equipoise.models.modality import Modality
@@ -33,6 +34,7 @@ def prepare(
     *,
     seed: int = 0,
     modalities: Sequence[Modality] | None = None,
+    task: Any = None,
     task_labels: Sequence[str] | None = None,
     target: str = "target",
     sample_key: str | None = "source_id",
@@ -52,9 +54,11 @@ def prepare(
     names, or indices), a column `sample_key` (the row's own id; None: the rows are numbered) and perhaps `split` (train,
     validation, test) and `group` (rows that must not straddle splits). In files, an image or audio column holds bytes, or
     names files, relative to the table. Without a split column, or with `split=None`, the hash of (seed, group or id)
-    splits the rows by `fractions` into train, validation and test. `task_labels`: the class names in the order of their
-    indices; default: those of the train rows, sorted. `on_bad="stop"` refuses a source with rows that cannot be used,
-    listing them; `"skip"` leaves them out, and lists them in the manifest.
+    splits the rows by `fractions` into train, validation and test. `task`: "classification" (the default), "multilabel",
+    "regression" or "segmentation", or its choices as a mapping (`TaskSpec`; docs/tasks.md). `task_labels`: the names of its
+    outputs, such as the class names in the order of their indices; default: those of the train rows, sorted.
+    `on_bad="stop"` refuses a source with rows that cannot be used, listing them; `"skip"` leaves them out, and lists them in
+    the manifest.
 
     Everything that is wrong raises an `EquipoiseError`, and then `out` is as it was.
     """
@@ -70,20 +74,20 @@ def prepare(
     keys = Keys(sample_key, target, split, group)
     found = _source(source, keys, tuple(modalities or ()), seed, options)
     check_modalities(found.modalities)
-    labels = tuple(task_labels) if task_labels is not None else found.labels
+    spec = task_spec(task, task_labels if task_labels is not None else found.labels, found.task)
 
     with folder_in_place(Path(out), overwrite) as folder:
         rows, keys = _first_look(found, keys)
-        staging = Staging(found.modalities, found.cells, labels, keys, seed, fractions, skip)
+        staging = Staging(found.modalities, found.cells, spec, keys, seed, fractions, skip)
         with tempfile.TemporaryDirectory(prefix="buckets-", dir=folder) as scratch:
-            buckets = Buckets(Path(scratch), found.modalities)
+            buckets = Buckets(Path(scratch), found.modalities, spec)
             for table in staging.tables(rows):
                 buckets.add(table)
-            classes = staging.census.classes(found.name)
-            splits, fitted = write_shards(buckets.sorted(), folder, found.modalities, classes, chunk_rows, shard_rows)
+            spec = staging.census.spec(found.name)
+            splits, fitted = write_shards(buckets.sorted(), folder, found.modalities, spec, chunk_rows, shard_rows)
         manifest = Manifest(
             name=found.name,
-            task=TaskSpec(num_classes=len(classes), labels=classes),
+            task=spec,
             modalities=found.modalities,
             fitted=fitted,
             splits=splits,

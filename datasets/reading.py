@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from equipoise.datasets.columns import Decoder
 from equipoise.datasets.manifest import Manifest, Shard
 from equipoise.datasets.opening import open_parquet
+from equipoise.datasets.targets import decode_targets, dtype_of
 from equipoise.models.errors import EquipoiseError
 
 _OPEN_FILES = 8
@@ -50,9 +51,9 @@ class Reader:
         """The rows of `sample_ids` (int[n]; any order, repeats allowed), in that order.
 
         `keep`: bool[n, M], or [M] for all rows: a value that no row keeps is not decoded, a modality that no row of a
-        chunk keeps is not read from its file. Returns `sample_id` int64[n], `target` int64[n], `present` bool[n, M] (on
-        disk and kept) and a modality `<name>` float32 or int64 [n, *decoded_shape] and, where it has one, `<name>_length`
-        int64[n]; zeros where it is not present. A value is decoded once, however often its row is asked for.
+        chunk keeps is not read from its file. Returns `sample_id` int64[n], `target` [n, *task.row_shape], `present`
+        bool[n, M] (on disk and kept) and a modality `<name>` float32 or int64 [n, *decoded_shape] and, where it has one,
+        `<name>_length` int64[n]; zeros where it is not present. A value is decoded once, however often its row is asked for.
         Raises `EquipoiseError` for ids that the split does not have, a `keep` of another shape, and damaged shards.
         """
         manifest = self.manifest
@@ -60,7 +61,7 @@ class Reader:
         kept = self._kept(keep, len(ids))
         out: dict[str, np.ndarray] = {
             "sample_id": ids,
-            "target": np.zeros(len(ids), np.int64),
+            "target": np.zeros((len(ids), *manifest.task.row_shape), dtype_of(manifest.task)),
             "present": np.zeros((len(ids), len(manifest.names)), bool),
         }
         for m in manifest.modalities:
@@ -107,12 +108,14 @@ class Reader:
         self, split: str, chunk: int, rows: NDArray[np.int64], kept: NDArray[np.bool_], out: dict[str, np.ndarray]
     ) -> None:
         """Fill `rows` of `out`, all of one chunk."""
-        modalities = self.manifest.modalities
+        manifest, modalities = self.manifest, self.manifest.modalities
         wanted = [m.name for bit, m in enumerate(modalities) if kept[:, bit].any()]
         table = self._table(split, chunk, ["present", "target", *wanted])
         at = out["sample_id"][rows] - chunk * self.manifest.chunk_rows
         bits = table["present"].to_numpy()[at]
-        out["target"][rows] = table["target"].to_numpy()[at]
+        targets, which = np.unique(at, return_inverse=True)
+        stored = table["target"].take(targets).combine_chunks()
+        out["target"][rows] = decode_targets(manifest.task, stored)[which]
         out["present"][rows] = kept & (bits[:, None] >> np.arange(len(modalities), dtype=np.uint16) & 1).astype(bool)
         for bit, m in enumerate(modalities):
             shown = rows[out["present"][rows, bit]]

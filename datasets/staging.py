@@ -10,9 +10,11 @@ import pyarrow as pa
 
 from equipoise.datasets.bad_rows import BadRowError, BadRows
 from equipoise.datasets.bad_value import BadValueError
+from equipoise.datasets.buckets import staged_target
 from equipoise.datasets.cells import Cells, decoded
 from equipoise.datasets.census import Census
 from equipoise.datasets.manifest import SPLITS, value_fields
+from equipoise.datasets.task_spec import TaskSpec
 from equipoise.models import rowhash
 from equipoise.models.modality import Modality
 
@@ -33,7 +35,7 @@ class _Row(NamedTuple):
     source_id: str
     split: str | None
     group: str | None
-    label: str
+    target: str | bytes
     values: tuple[bytes | str | None, ...]
 
 
@@ -47,14 +49,14 @@ class Staging:
         self,
         modalities: tuple[Modality, ...],
         cells: Cells,
-        labels: tuple[str, ...] | None,
+        task: TaskSpec | None,
         keys: Keys,
         seed: int,
         fractions: tuple[float, float, float],
         skip: bool,
     ) -> None:
         self.modalities, self.cells, self.keys, self.seed = modalities, cells, keys, seed
-        self.census = Census(tuple(m.name for m in modalities), labels)
+        self.census = Census(tuple(m.name for m in modalities), task)
         self.bad = BadRows(skip)
         self._edges = np.cumsum(fractions)[:2]
 
@@ -72,7 +74,7 @@ class Staging:
             if self.bad.refused:  # the others are looked at, no more
                 continue
             staged.append(found)
-            size += sum(len(value) for value in found.values if value is not None)
+            size += len(found.target) + sum(len(value) for value in found.values if value is not None)
             if len(staged) >= _ROWS or size >= _BYTES:
                 yield self._table(staged)
                 staged, size = [], 0
@@ -100,7 +102,7 @@ class Staging:
                 raise BadValueError(
                     f"has the split {split!r} in the column {keys.split!r}: it must be one of {', '.join(SPLITS)}"
                 )
-            label = self.census.label(row.get(keys.target))
+            target = self.census.target(row.get(keys.target))
             values = []
             for m in self.modalities:
                 place = f"modality {m.name!r} "
@@ -111,7 +113,7 @@ class Staging:
             reason = "no modality is present: drop the row, or give at least one value"
             raise BadRowError(where, reason, source_id, split or "")
         group = row.get(keys.group) if keys.group else None
-        return _Row(source_id, split, None if group is None else str(group), label, tuple(values))
+        return _Row(source_id, split, None if group is None else str(group), target, tuple(values))
 
     def _table(self, staged: list[_Row]) -> pa.Table:
         ids = [row.source_id for row in staged]
@@ -127,7 +129,7 @@ class Staging:
             columns[field.name] = pa.array([row.values[bit] for row in staged], field.type)
             present |= columns[field.name].is_valid().to_numpy(zero_copy_only=False).astype(np.uint16) << bit
         for row, split, bits in zip(staged, splits, present.tolist(), strict=True):
-            self.census.count(row.source_id, split, row.group, row.label, bits)
+            self.census.count(row.source_id, split, row.group, row.target, bits)
         return pa.table(
             {
                 "hash": pa.array(rowhash.words(self.seed, "order", _digests(ids))),
@@ -135,7 +137,7 @@ class Staging:
                 "split": pa.array(splits, pa.string()),
                 "source_id": pa.array(ids, pa.string()),
                 "group": pa.array([row.group for row in staged], pa.string()),
-                "label": pa.array([row.label for row in staged], pa.string()),
+                "target": pa.array([row.target for row in staged], staged_target(self.census.task)),
                 **columns,
             }
         )

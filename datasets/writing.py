@@ -3,18 +3,20 @@
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from secrets import token_hex
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from equipoise.datasets.fitting import fit_of
+from equipoise.datasets.fitting import TargetScale, fit_of
 from equipoise.datasets.manifest import FILE, SPLITS, Shard, Split, disk_schema, file_sha256
+from equipoise.datasets.task_spec import TaskSpec
 from equipoise.models.errors import EquipoiseError
 from equipoise.models.modality import Modality
 
@@ -25,13 +27,16 @@ def write_shards(
     tables: Iterable[pa.Table],
     folder: Path,
     modalities: tuple[Modality, ...],
-    labels: Sequence[str],
+    task: TaskSpec,
     chunk_rows: int,
     shard_rows: int,
 ) -> tuple[dict[str, Split], Fitted]:
     """Write rows (see `Buckets`) as the shards of their splits, and fit what is fitted on train rows."""
-    shards = {split: _Shards(split, folder, modalities, chunk_rows, shard_rows) for split in SPLITS}
-    fits = {m.name: fit for m in modalities if (fit := fit_of(m))}
+    schema = disk_schema(modalities, task)
+    shards = {split: _Shards(split, folder, schema, chunk_rows, shard_rows) for split in SPLITS}
+    fits: dict[str, Any] = {m.name: fit for m in modalities if (fit := fit_of(m))}
+    if task.kind == "regression":
+        fits["target"] = TargetScale(task)
 
     def write(split: str, chunks: Iterable[pa.Table]) -> None:
         for chunk in chunks:
@@ -41,8 +46,9 @@ def write_shards(
                 fit.update(chunk[name].drop_null())
 
     for table in tables:
-        target = pc.index_in(table["label"], value_set=pa.array(labels, pa.string())).cast(pa.int64())
-        table = table.append_column("target", target)
+        if task.kind == "classification":
+            index = pc.index_in(table["target"], value_set=pa.array(task.labels, pa.string())).cast(pa.int64())
+            table = table.set_column(table.schema.get_field_index("target"), "target", index)
         for split in SPLITS:
             write(split, shards[split].full_chunks(table.filter(pc.equal(table["split"], split))))
     for split in SPLITS:
@@ -53,11 +59,8 @@ def write_shards(
 class _Shards:
     """The shards of one split: rows in, row groups of `chunk_rows` out, a new file every `shard_rows`."""
 
-    def __init__(
-        self, split: str, folder: Path, modalities: tuple[Modality, ...], chunk_rows: int, shard_rows: int
-    ) -> None:
-        self.split, self.folder = split, folder
-        self.schema = disk_schema(modalities)
+    def __init__(self, split: str, folder: Path, schema: pa.Schema, chunk_rows: int, shard_rows: int) -> None:
+        self.split, self.folder, self.schema = split, folder, schema
         self.chunk_rows, self.shard_rows = chunk_rows, shard_rows
         self.rows = 0
         self._waiting: pa.Table | None = None

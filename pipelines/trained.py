@@ -17,7 +17,7 @@ from equipoise.datasets.bad_rows import BadRowError
 from equipoise.datasets.bad_value import BadValueError
 from equipoise.datasets.cells import Cells, decoded
 from equipoise.datasets.decoding import RowDecoder, Stored
-from equipoise.datasets.manifest import TaskSpec
+from equipoise.datasets.task_spec import TaskSpec
 from equipoise.models import Batch, ModelConfig, MultimodalModel, build_model, to_batch
 from equipoise.models.errors import EquipoiseError
 from equipoise.models.modality import Modality

@@ -148,7 +148,8 @@ def test_without_its_package_the_sentence_says_what_to_install(name, sentence, m
 def test_an_unknown_data_set_names_the_nearest(tmp_path):
     with pytest.raises(EquipoiseError, match=r"Unknown data set 'digit': did you mean 'digits'"):
         prepare("digit", tmp_path / "out")
-    assert sources.names() == ("digits", "watch", "mfeat", "htad", "easy-vqa", "emoji", "tuxpaint")
+    real = ("digits", "watch", "mfeat", "htad", "easy-vqa", "emoji", "tuxpaint")
+    assert sources.names() == (*real, "digit-attributes", "diabetes", "volumes")
 
 
 def test_watch_as_statistics_with_validation_recordings():

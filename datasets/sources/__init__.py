@@ -11,10 +11,22 @@ from types import ModuleType
 from typing import Any
 
 from equipoise.datasets.cells import Cells
+from equipoise.datasets.task_spec import TaskSpec
 from equipoise.models.errors import unknown
 from equipoise.models.modality import Modality
 
-_NAMES = ("digits", "watch", "mfeat", "htad", "easy-vqa", "emoji", "tuxpaint")
+_NAMES = (
+    "digits",
+    "watch",
+    "mfeat",
+    "htad",
+    "easy-vqa",
+    "emoji",
+    "tuxpaint",
+    "digit-attributes",
+    "diabetes",
+    "volumes",
+)
 
 
 @dataclass(frozen=True)
@@ -23,13 +35,14 @@ class Source:
 
     A row of `rows` has `source_id`, `target` (a label, or its index in `labels`), `split` where the split is fixed,
     `group` where rows belong together (`grouped`), and a value or None a modality, under its column's name. `labels`
-    None: inferred from the train rows. `cells`: how its cells are read.
+    None: inferred from the train rows. `task` None: single-label classification. `cells`: how its cells are read.
     """
 
     name: str
     modalities: tuple[Modality, ...]
     rows: Iterator[dict[str, Any]]
     labels: tuple[str, ...] | None = None
+    task: TaskSpec | None = None
     terms: str = ""
     grouped: bool = False
     cells: Cells = field(default_factory=Cells)
