@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from equipoise.models.errors import EquipoiseError
     from equipoise.models.late_fusion import LateFusion
     from equipoise.models.modality import Modality
+    from equipoise.models.multilabel import MultiLabel
+    from equipoise.models.regression import Regression
+    from equipoise.models.segmentation import Segmentation
     from equipoise.models.task import Classification, Task
 
 _HOMES = {
@@ -26,14 +29,18 @@ _HOMES = {
     "errors": ("EquipoiseError",),
     "late_fusion": ("LateFusion",),
     "modality": ("Modality",),
+    "multilabel": ("MultiLabel",),
+    "regression": ("Regression",),
+    "segmentation": ("Segmentation",),
     "task": ("Classification", "Task"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "Absence", "Batch", "CNN1d", "CNN2d", "Classification", "EarlyFusion", "EmbeddingGRU", "EncoderConfig",
-    "EquipoiseError", "GRU", "LateFusion", "MLP", "Modality", "ModelConfig", "MultimodalModel", "Outputs", "Patches",
-    "Task", "Unimodal", "Words", "absent_key", "build_encoder", "build_model", "check_batch", "check_ownership", "to_batch",
+    "EquipoiseError", "GRU", "LateFusion", "MLP", "Modality", "ModelConfig", "MultiLabel", "MultimodalModel",
+    "Outputs", "Patches", "Regression", "Segmentation", "Task", "Unimodal", "Words", "absent_key", "build_encoder",
+    "build_model", "check_batch", "check_ownership", "to_batch",
 ]  # fmt: skip
 
 

@@ -1,28 +1,46 @@
 """Tasks: what a prediction is, what it costs, and what it is worth."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
+from torchmetrics.classification import MulticlassAccuracy, MulticlassAUROC, MulticlassF1Score
 
 from equipoise.models.errors import EquipoiseError
+
+#: For every metric: never synced by torchmetrics, since a sweep's states are merged from its chunks, and inside a training
+#: worker a `compute` that waits for the other ranks would wait for ever.
+ALONE: dict[str, Any] = {"sync_on_compute": False}
 
 
 class Task(ABC):
     """Losses, benefit and metrics of one kind of prediction. Stateless.
 
     `graded` is False where the benefit is 0 or 1 (a prediction is right or wrong), True where it lies between.
-    `headline` names the metric of `metrics()` that selects the best model; higher is better.
+    `headline` names the metric of `metrics()` that selects the best model (`score` says which of two is better).
+    `dense` is True where logits and target are maps, [B, num_outputs, *positions].
     """
 
     name: str
     num_outputs: int
     graded: bool = False
     headline: str
+    lower_is_better: bool = False
+    dense: bool = False
+
+    @property
+    def benefit_name(self) -> str:
+        """What `benefit` is, in a word that a store keeps: values of another benefit are other values."""
+        return self.name
+
+    def score(self, metrics: Mapping[str, float]) -> float:
+        """The headline as a number of which higher is better: its negative where lower is better."""
+        value = metrics[self.headline]
+        return -value if self.lower_is_better else value
 
     @abstractmethod
     def losses(self, logits: Tensor, target: Tensor) -> Tensor:
@@ -33,8 +51,14 @@ class Task(ABC):
         """What a prediction is worth: float[B] in [0, 1]."""
 
     @abstractmethod
-    def metrics(self) -> MetricCollection:
-        """Fresh torchmetrics, updated with (logits, target)."""
+    def predict(self, logits: Tensor) -> Tensor:
+        """What a person reads in logits [B, num_outputs, ...]."""
+
+    @abstractmethod
+    def metrics(self, thorough: bool = False) -> MetricCollection:
+        """Fresh torchmetrics, updated with (logits, target). `thorough` adds those whose state grows with the rows, for
+        the last look at a model; without it an epoch's validation stays one cheap pass.
+        """
 
     @abstractmethod
     def check(self, target: Tensor) -> None:
@@ -61,17 +85,20 @@ class Classification(Task):
     def benefit(self, logits: Tensor, target: Tensor) -> Tensor:
         return (logits.argmax(dim=1) == target).to(torch.float32)
 
-    def metrics(self) -> MetricCollection:
-        # Never synced by torchmetrics: a sweep's states are merged from its chunks, and inside a training worker a
-        # `compute` that waits for the other ranks would wait for ever.
-        alone: Any = {"sync_on_compute": False, "validate_args": False}
-        return MetricCollection(
-            {
-                "accuracy": MulticlassAccuracy(self.num_outputs, average="micro", **alone),
-                "macro_f1": MulticlassF1Score(self.num_outputs, average="macro", **alone),
-            },
-            compute_groups=False,
-        )
+    def predict(self, logits: Tensor) -> Tensor:
+        """The class: int64[B]."""
+        return logits.argmax(dim=1)
+
+    def metrics(self, thorough: bool = False) -> MetricCollection:
+        """`accuracy` (micro-averaged F1 is the same number), `macro_f1`; thorough: `auroc`, one class against the rest."""
+        alone: Any = {**ALONE, "validate_args": False}
+        found: dict[str, Any] = {
+            "accuracy": MulticlassAccuracy(self.num_outputs, average="micro", **alone),
+            "macro_f1": MulticlassF1Score(self.num_outputs, average="macro", **alone),
+        }
+        if thorough:
+            found["auroc"] = MulticlassAUROC(self.num_outputs, average="macro", thresholds=None, **alone)
+        return MetricCollection(found, compute_groups=False)
 
     def check(self, target: Tensor) -> None:
         if target.is_floating_point() or target.ndim != 1:

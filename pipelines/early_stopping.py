@@ -17,7 +17,7 @@ class EarlyStopping:
         self.value = float("-inf")
 
     def update(self, epoch: int, value: float) -> None:
-        """Take in an epoch's headline metric; higher is better."""
+        """Take in an epoch's `Task.score`: higher is better."""
         if value > self.value + self.config.min_delta:
             self.epoch, self.value = epoch, value
 

@@ -68,8 +68,8 @@ def train_light(config: Config) -> LightRun:
         model, task, balancer, optimizer, seed=config.seed, clip_norm=config.clip_norm, autocast=autocast
     )
 
-    def valued(some: Mapping[str, np.ndarray]) -> tuple[list[Values], Matrix]:
-        return value_columns(model, some, task, manifest.chunk_rows, config.valuation.batch_size)
+    def valued(some: Mapping[str, np.ndarray], thorough: bool = False) -> tuple[list[Values], Matrix]:
+        return value_columns(model, some, task, manifest.chunk_rows, config.valuation.batch_size, thorough)
 
     def over() -> bool:
         steps, epochs = config.max_steps, config.max_epochs
@@ -104,9 +104,10 @@ def train_light(config: Config) -> LightRun:
         cell = valued(columns["validation"])[1]
         value, validation_loss = cell[full][task.headline], cell[full]["loss"]
         row = {"epoch": epoch, "step": step.step, "metric": task.headline, "value": value, "loss": validation_loss}
-        if not best or (value, -validation_loss) > (best["value"], -best["loss"]):
+        better = task.score(cell[full])
+        if not best or (better, -validation_loss) > (task.score({task.headline: best["value"]}), -best["loss"]):
             best, weights = row, _weights(model)
-        stopping.update(epoch, value)
+        stopping.update(epoch, better)
         epochs.append({**row, "train_loss": loss, "entries": entries.total - entries.padding})
         epoch += 1
 
@@ -128,7 +129,7 @@ def train_light(config: Config) -> LightRun:
 
     last = _weights(model)
     model.load_state_dict(weights)
-    found = {name: valued(columns[name]) for name in ("validation", "test")}
+    found = {name: valued(columns[name], thorough=True) for name in ("validation", "test")}
     values = {name: joined(chunks) for name, (chunks, _) in found.items()}
     return LightRun(
         model.eval(), values, {name: matrix for name, (_, matrix) in found.items()}, best, epochs, last, seen
@@ -136,14 +137,19 @@ def train_light(config: Config) -> LightRun:
 
 
 def value_columns(
-    model: MultimodalModel, columns: Mapping[str, np.ndarray], task: Task, chunk_rows: int = 256, batch_size: int = 256
+    model: MultimodalModel,
+    columns: Mapping[str, np.ndarray],
+    task: Task,
+    chunk_rows: int = 256,
+    batch_size: int = 256,
+    thorough: bool = False,
 ) -> tuple[list[Values], Matrix]:
     """The values of decoded columns (`sample_id` ascending) chunk by chunk, and {coalition: {"rows", "loss", metrics}}: what
     valuation actors find, in this process.
     """
     device = next(model.parameters()).device
     matrix: Matrix = {c: {"rows": 0.0, "loss": 0.0} for c in range(1, 2 ** len(model.modalities))}
-    metrics = {c: task.metrics() for c in matrix}
+    metrics = {c: task.metrics(thorough) for c in matrix}
     target: Tensor
 
     def observe(c: int, logits: Tensor, rows: Tensor) -> None:

@@ -125,7 +125,7 @@ class Run:
             "modalities": self.manifest.names,
             "manifest_hash": self.manifest.hash,
             "split": split,
-            "benefit": self.manifest.build_task().name,
+            "benefit": self.manifest.build_task().benefit_name,
             "absence": self.config.model.resolved_absence,
         }
         if swept == "best":
@@ -222,7 +222,7 @@ class Run:
             unimodal=model.unimodal,
             info=StoreInfo(
                 modalities=manifest.names,
-                benefit=task.name,
+                benefit=task.benefit_name,
                 graded=task.graded,
                 absence=model.absence,
                 model_hash=model_hash(state),
@@ -232,6 +232,7 @@ class Run:
             ),
             batch_size=batch_size or self.config.valuation.batch_size,
             ids=None if ids is None else str(ids),
+            thorough=epoch == "best",
         )
 
     def _swept(self, split: str, epoch: str | int) -> str | int:

@@ -164,7 +164,7 @@ def _matrix(sweep: Sweep, indices: Sequence[int], manifest: Manifest) -> dict[in
     task = manifest.build_task()
     count = 2 ** len(manifest.modalities) - 1
     rows, loss = np.zeros(count, np.int64), np.zeros(count)
-    metrics = [task.metrics() for _ in range(count)]
+    metrics = [task.metrics(sweep.thorough) for _ in range(count)]
     for chunk in indices:
         tally = torch.load(tally_path(folder, chunk), map_location="cpu", weights_only=True)
         if tally["model_hash"] != sweep.info.model_hash:

@@ -280,10 +280,11 @@ class Training:
 
     def _remember_best(self, validation: SweepResult, epoch: int, after: Position) -> None:
         full = validation.matrix[2 ** len(self.manifest.names) - 1]
-        value, loss = full[self.task.headline], full["loss"]
-        self.stopping.update(epoch, value)
+        value, loss, better = full[self.task.headline], full["loss"], self.task.score(full)
+        self.stopping.update(epoch, better)
         # Small validation splits tie often: the lower loss then decides, not the earlier epoch.
-        if self.best is None or (value, -loss) > (self.best["value"], -self.best["loss"]):
+        best = self.best
+        if best is None or (better, -loss) > (self.task.score({self.task.headline: best["value"]}), -best["loss"]):
             self.best = {
                 "epoch": epoch,
                 "checkpoint": str(after),

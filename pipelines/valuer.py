@@ -29,7 +29,7 @@ from equipoise.valuation.sweep import coalition_logits
 class Sweep:
     """One pass over a split with one set of weights: everything a valuer needs, and where the chunks go.
 
-    `ids` is a .npy file of the sample_ids to value, None for the whole split.
+    `ids` is a .npy file of the sample_ids to value, None for the whole split; `thorough` asks for the costly metrics too.
     """
 
     data: str
@@ -41,6 +41,7 @@ class Sweep:
     info: StoreInfo
     batch_size: int
     ids: str | None = None
+    thorough: bool = False
 
     def chunk_ids(self, reader: Reader, chunk: int) -> np.ndarray:
         """The sample_ids int64 to value in a chunk."""
@@ -85,7 +86,7 @@ class Valuer:
         part = members(len(model.modalities))
         ids = sweep.chunk_ids(reader, chunk)
         # One coalition's sums and metric states over the chunk's rows that have one of its modalities.
-        tally: list[dict[str, Any]] = [{"rows": 0, "loss": 0.0, "metrics": task.metrics()} for _ in part]
+        tally: list[dict[str, Any]] = [{"rows": 0, "loss": 0.0, "metrics": task.metrics(sweep.thorough)} for _ in part]
         scores, presents = [], []
         for at in range(0, len(ids), sweep.batch_size):
             some = ids[at : at + sweep.batch_size]
