@@ -10,6 +10,7 @@ class Joint(Balancer):
     """Plain multimodal training, the baseline of every paper: mean of CE(z, y) over the global batch."""
 
     name = "joint"
+    tasks = ("classification", "multilabel", "regression", "segmentation")
 
     def objectives(self, ctx: StepContext) -> dict[str, Tensor]:
         return {"fused": ctx.mean(ctx.task.losses(ctx.outputs.logits, ctx.target))}

@@ -15,6 +15,7 @@ class Summed(Balancer):
     """
 
     name = "summed"
+    tasks = ("classification", "multilabel", "regression", "segmentation")
     accepts = ("split", "heads")
 
     class Options(BaseModel):

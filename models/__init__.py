@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from equipoise.models.batch import Batch, check_batch, to_batch
     from equipoise.models.build import EncoderConfig, ModelConfig, build_encoder, build_model
     from equipoise.models.contract import Absence, MultimodalModel, Outputs, Unimodal, absent_key, check_ownership
+    from equipoise.models.dense import DenseFusion
     from equipoise.models.early_fusion import EarlyFusion, Patches, Words
     from equipoise.models.encoders import GRU, MLP, CNN1d, CNN2d, EmbeddingGRU
     from equipoise.models.errors import EquipoiseError
@@ -19,11 +20,14 @@ if TYPE_CHECKING:
     from equipoise.models.regression import Regression
     from equipoise.models.segmentation import Segmentation
     from equipoise.models.task import Classification, Task
+    from equipoise.models.unet import UNet
 
 _HOMES = {
     "batch": ("Batch", "check_batch", "to_batch"),
     "build": ("EncoderConfig", "ModelConfig", "build_encoder", "build_model"),
     "contract": ("Absence", "MultimodalModel", "Outputs", "Unimodal", "absent_key", "check_ownership"),
+    "dense": ("DenseFusion",),
+    "unet": ("UNet",),
     "early_fusion": ("EarlyFusion", "Patches", "Words"),
     "encoders": ("CNN1d", "CNN2d", "EmbeddingGRU", "GRU", "MLP"),
     "errors": ("EquipoiseError",),
@@ -37,10 +41,10 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "Absence", "Batch", "CNN1d", "CNN2d", "Classification", "EarlyFusion", "EmbeddingGRU", "EncoderConfig",
-    "EquipoiseError", "GRU", "LateFusion", "MLP", "Modality", "ModelConfig", "MultiLabel", "MultimodalModel",
-    "Outputs", "Patches", "Regression", "Segmentation", "Task", "Unimodal", "Words", "absent_key", "build_encoder",
-    "build_model", "check_batch", "check_ownership", "to_batch",
+    "Absence", "Batch", "CNN1d", "CNN2d", "Classification", "DenseFusion", "EarlyFusion", "EmbeddingGRU",
+    "EncoderConfig", "EquipoiseError", "GRU", "LateFusion", "MLP", "Modality", "ModelConfig", "MultiLabel",
+    "MultimodalModel", "Outputs", "Patches", "Regression", "Segmentation", "Task", "UNet", "Unimodal", "Words",
+    "absent_key", "build_encoder", "build_model", "check_batch", "check_ownership", "to_batch",
 ]  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import nn
 
 from equipoise.models.contract import Absence, MultimodalModel, Unimodal
+from equipoise.models.dense import DenseFusion
 from equipoise.models.early_fusion import EarlyFusion, Patches, Words, check_early
 from equipoise.models.encoders import GRU, MLP, CNN1d, CNN2d, EmbeddingGRU
 from equipoise.models.errors import EquipoiseError
@@ -15,8 +16,9 @@ from equipoise.models.fusion import FusionName, check_combination
 from equipoise.models.late_fusion import LateFusion
 from equipoise.models.modality import Modality
 from equipoise.models.presence import check_known, check_names
+from equipoise.models.unet import UNet
 
-EncoderKind = Literal["mlp", "cnn1d", "cnn2d", "gru", "embedding_gru"]
+EncoderKind = Literal["mlp", "cnn1d", "cnn2d", "gru", "embedding_gru", "unet"]
 
 SMALL = 256
 """An array of up to this many values goes through an MLP."""
@@ -27,12 +29,14 @@ class EncoderConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["auto", "mlp", "cnn1d", "cnn2d", "gru", "embedding_gru"] = "auto"
+    kind: Literal["auto", "mlp", "cnn1d", "cnn2d", "gru", "embedding_gru", "unet"] = "auto"
     hidden: int | None = Field(
-        default=None, ge=1, description="width inside: mlp, cnn1d, embedding_gru 64, cnn2d 32; gru has none"
+        default=None, ge=1, description="width inside: mlp, cnn1d, embedding_gru 64, cnn2d 32, unet 8; gru has none"
     )
-    depth: int | None = Field(default=None, ge=1, description="hidden or recurrent layers: mlp, gru 1, cnn1d, cnn2d 2")
-    out_features: int = Field(default=64, ge=1, description="size of the feature")
+    depth: int | None = Field(
+        default=None, ge=1, description="hidden or recurrent layers: mlp, gru 1, cnn1d, cnn2d 2; levels of a unet: 2"
+    )
+    out_features: int = Field(default=64, ge=1, description="size of the feature, at each position for a unet")
 
 
 class ModelConfig(BaseModel):
@@ -70,10 +74,12 @@ class ModelConfig(BaseModel):
         return self.absence
 
 
-def auto_encoder(modality: Modality) -> EncoderKind:
-    """Text: embedding_gru. Image: cnn2d. Sequence, audio: gru. Array: mlp where it is one-dimensional or small (up to 256
-    values), cnn1d for [T, C], cnn2d for [C, H, W], mlp above.
+def auto_encoder(modality: Modality, dense: bool = False) -> EncoderKind:
+    """Segmentation (`dense`): unet. Text: embedding_gru. Image: cnn2d. Sequence, audio: gru. Array: mlp where it is
+    one-dimensional or small (up to 256 values), cnn1d for [T, C], cnn2d for [C, H, W], mlp above.
     """
+    if dense:
+        return "unet"
     if modality.kind == "array":
         if prod(modality.shape) <= SMALL:
             return "mlp"
@@ -83,8 +89,15 @@ def auto_encoder(modality: Modality) -> EncoderKind:
     return by_kind[modality.kind]
 
 
-def encoder_kinds(modality: Modality) -> tuple[EncoderKind, ...]:
-    """The encoders that a modality may have."""
+def encoder_kinds(modality: Modality, dense: bool = False) -> tuple[EncoderKind, ...]:
+    """The encoders that a modality may have. Raises an `EquipoiseError` for one that has no positions to segment."""
+    if dense:
+        if modality.kind == "image" or (modality.kind == "array" and len(modality.shape) in (3, 4)):
+            return ("unet",)
+        raise EquipoiseError(
+            f"Segmentation needs images, or arrays of shape (channels, H, W) or (channels, D, H, W), and modality "
+            f"{modality.name!r} is {modality.kind} of shape {modality.shape}: leave it out, or choose another task."
+        )
     if modality.kind == "text":
         return ("embedding_gru",)
     if modality.kind == "image":
@@ -94,14 +107,17 @@ def encoder_kinds(modality: Modality) -> tuple[EncoderKind, ...]:
     return ("mlp", "cnn1d", "gru", "cnn2d") if len(modality.shape) == 3 else ("mlp", "cnn1d", "gru")
 
 
-def build_encoder(config: EncoderConfig, modality: Modality, vocabulary_size: int | None = None) -> nn.Module:
+def build_encoder(
+    config: EncoderConfig, modality: Modality, vocabulary_size: int | None = None, dense: bool = False
+) -> nn.Module:
     """The encoder of one modality. Raises an `EquipoiseError` where its kind cannot read the modality."""
-    kind: EncoderKind = auto_encoder(modality) if config.kind == "auto" else config.kind
-    allowed = encoder_kinds(modality)
+    allowed = encoder_kinds(modality, dense)
+    kind: EncoderKind = auto_encoder(modality, dense) if config.kind == "auto" else config.kind
     if kind not in allowed:
         shape = f" of shape {modality.shape}" if modality.kind == "array" else ""
         raise EquipoiseError(
-            f"Encoder kind {kind!r} has no meaning for modality {modality.name!r} ({modality.kind}{shape}): use "
+            f"Encoder kind {kind!r} has no meaning for modality {modality.name!r} ({modality.kind}{shape})"
+            f"{' in segmentation' if dense else ''}: use "
             f"{', '.join(map(repr, ('auto', *allowed)))}."
         )
     out = config.out_features
@@ -116,6 +132,7 @@ def build_encoder(config: EncoderConfig, modality: Modality, vocabulary_size: in
         "embedding_gru": lambda: EmbeddingGRU(
             vocabulary_size or modality.vocabulary, config.hidden or 64, out, **depth
         ),
+        "unet": lambda: UNet(row[0], out, **width, **depth, dims=len(row) - 1),
     }
     return make[kind]()
 
@@ -126,6 +143,7 @@ def build_model(
     num_outputs: int,
     unimodal: Unimodal | Literal["auto"] = "auto",
     vocabulary_sizes: Mapping[str, int] | None = None,
+    dense: bool = False,
 ) -> MultimodalModel:
     """The model of a configuration, on the CPU; its weights are a function of torch's seed.
 
@@ -136,6 +154,7 @@ def build_model(
         unimodal: what the balancer needs; "auto": split for concat and sum, heads for other late fusions, coalition for
             early fusion.
         vocabulary_sizes: {text modality: ids in its fitted vocabulary, padding included}; else `Modality.vocabulary`.
+        dense: logits at every position (`Task.dense`): a `DenseFusion` of U-Nets.
 
     Raises:
         EquipoiseError: a combination without a meaning, or a name that is no modality.
@@ -146,6 +165,10 @@ def build_model(
     check_known("vocabulary_sizes", sizes, names)
     absence = config.resolved_absence
     if config.kind == "early":
+        if dense:
+            raise EquipoiseError(
+                "model.kind='early' gives one prediction a row, not one a position: segment with 'late'."
+            )
         check_early(absence, unimodal)
         tokenizers: dict[str, nn.Module] = {
             m.name: Words(sizes.get(m.name, m.vocabulary), m.decoded_shape[0], config.dim)
@@ -157,6 +180,8 @@ def build_model(
     # Before the encoders: a refusal should not wait for weights.
     check_combination(config.fusion, absence, unimodal)
     encoders = {
-        m.name: build_encoder(config.encoders.get(m.name, config.encoder), m, sizes.get(m.name)) for m in modalities
+        m.name: build_encoder(config.encoders.get(m.name, config.encoder), m, sizes.get(m.name), dense)
+        for m in modalities
     }
-    return LateFusion(encoders, num_outputs, config.fusion, absence, unimodal, dim=config.dim)
+    kind = DenseFusion if dense else LateFusion
+    return kind(encoders, num_outputs, config.fusion, absence, unimodal, dim=config.dim)

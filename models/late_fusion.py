@@ -61,11 +61,13 @@ class LateFusion(MultimodalModel):
         if modality not in self.modalities:
             raise unknown("modality", modality, self.modalities)
         feature = call(self.encoders[modality], modality, x, length)
-        if not isinstance(feature, Tensor) or tuple(feature.shape) != (len(x), self.sizes[modality]):
+        shape = (len(x), *self._feature_shape(modality, x))
+        if not isinstance(feature, Tensor) or tuple(feature.shape) != shape:
             found = tuple(feature.shape) if isinstance(feature, Tensor) else type(feature).__name__
+            whole = "pool its output to one vector a row" if len(shape) == 2 else "give a map of the input's size"
             raise EquipoiseError(
-                f"The encoder of modality {modality!r} must give [n, {self.sizes[modality]}] for n = {len(x)} rows, but it "
-                f"gave {found}: set its attribute out_features, or pool its output to one vector a row."
+                f"The encoder of modality {modality!r} must give [{', '.join(map(str, ('n', *shape[1:])))}] for n = {len(x)} "
+                f"rows, but it gave {found}: set its attribute out_features, or {whole}."
             )
         return feature
 
@@ -76,7 +78,7 @@ class LateFusion(MultimodalModel):
         for i, m in enumerate(self.modalities):
             x, length = inputs[m], inputs.get(f"{m}_length")
             found = on_rows(partial(self._encode, m), x, length, present[:, i], counts[i])
-            features[m] = found[0] if found else self._weight.new_zeros(len(present), self.sizes[m])
+            features[m] = found[0] if found else self._weight.new_zeros(len(present), *self._feature_shape(m, x))
             if self.absence == "input":
                 # Also where no row lacks it: all DDP workers must run the same modules.
                 features[absent_key(m)] = self.encode(m, *self.absent_values(m, x, length))
@@ -145,6 +147,10 @@ class LateFusion(MultimodalModel):
 
     def _encode(self, modality: str, x: Tensor, length: Tensor | None) -> tuple[Tensor]:
         return (self.encode(modality, x, length),)
+
+    def _feature_shape(self, modality: str, x: Tensor) -> tuple[int, ...]:
+        """Of one row's feature."""
+        return (self.sizes[modality],)
 
     @property
     def _weight(self) -> Tensor:

@@ -35,9 +35,11 @@ def build_seeded(
     """A model of a configuration, its parameters a function of the seed; leaves torch's global generator as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        task = manifest.build_task()
         return build_model(
             config if isinstance(config, ModelConfig) else ModelConfig.model_validate(config),
             manifest.modalities,
-            manifest.build_task().num_outputs,
+            task.num_outputs,
             unimodal=unimodal,
+            dense=task.dense,
         )
