@@ -23,6 +23,13 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "regression": ("loss", "benefit", "tolerance"),
     "segmentation": ("shape",),
 }
+#: What the outputs of a kind are called, one and several.
+_OUTPUTS = {
+    "classification": ("class", "classes"),
+    "multilabel": ("label", "labels"),
+    "regression": ("number", "numbers"),
+    "segmentation": ("region", "regions"),
+}
 _BENEFITS = {"multilabel": ("labels", "exact"), "regression": ("tolerance", "sign")}
 
 
@@ -100,6 +107,18 @@ class TaskSpec(BaseModel):
     @property
     def row_values(self) -> int:
         return prod(self.row_shape)
+
+    @property
+    def outputs(self) -> str:
+        """What is predicted, counted: "10 classes", "1 number"."""
+        one, several = _OUTPUTS[self.kind]
+        return f"{len(self.labels)} {one if len(self.labels) == 1 else several}"
+
+    @property
+    def described(self) -> str:
+        """The task in words: "classification into 10 classes", "regression of 1 number"."""
+        how = {"classification": "into", "multilabel": "with"}.get(self.kind, "of")
+        return f"{'multi-label classification' if self.kind == 'multilabel' else self.kind} {how} {self.outputs}"
 
     def build(self, fitted: Mapping[str, Any] | None = None) -> Task:
         """The task; `fitted` is the manifest's entry for the target, its train mean and deviation (regression)."""

@@ -15,8 +15,9 @@ from equipoise.pipelines.trained import CONFIG, WEIGHTS, TrainedModel, from_run
 
 _README = """# {name}
 
-The best model of an Equipoise run: {kind} fusion of {modalities}, {classes} classes, trained on the data set
-`{data}` (hash `{hash}`) with the balancer `{balancer}` and the resampler `{resampler}`. Any modality may be missing.
+The best model of an Equipoise run: {kind} fusion of {modalities}, trained on the data set `{data}`
+(hash `{hash}`) for {task}: {labels}. The balancer was `{balancer}`, the resampler
+`{resampler}`. Any modality may be missing.
 {terms}
 | file | what it is |
 |---|---|
@@ -26,7 +27,7 @@ The best model of an Equipoise run: {kind} fusion of {modalities}, {classes} cla
 New rows from a csv or Parquet file with the columns {columns}:
 
 ```sh
-equipoise predict {folder} new.csv --out predictions.csv
+equipoise predict {folder} new.csv --out predictions.{suffix}
 ```
 
 From Python, without Ray:
@@ -36,10 +37,17 @@ import equipoise
 
 trained = equipoise.load_exported("{folder}")
 batch = trained.encode(rows)  # rows: [{{column: value}}, ...]; pictures and sounds as the bytes of their files
-logits = trained.logits(batch)  # float32 [rows, {classes}], in the order of trained.labels
-print(trained.predict(rows))
+logits = trained.logits(batch)  # float32 [{shape}], in the order of trained.labels
+print(trained.predict(rows))  # {predicted}
 ```
 """
+
+_PREDICTED = {
+    "classification": "[{label: probability}, ...]",
+    "multilabel": "[{label: probability}, ...]; predicted is what is above 0.5",
+    "regression": "[{name: number in the units of the target}, ...]",
+    "segmentation": "[{region: mask, bool array of the row's shape}, ...]",
+}
 
 
 def export(run: Run, out: str | Path) -> Path:
@@ -70,11 +78,18 @@ def _readme(trained: TrainedModel, name: str, out: Path) -> str:
     config = trained.config
     key = [config.sample_key] if config.sample_key else []
     columns = [*key, *(column for m in config.modalities for column in m.sources)]
+    spec = config.task
+    dims = map(str, ("rows", len(spec.labels), *(spec.shape or ())))
     return _README.format(
         name=name,
         kind=config.model.kind,
         modalities=", ".join(f"{m.name} ({m.kind})" for m in config.modalities),
-        classes=config.task.num_classes,
+        task=spec.described,
+        labels=", ".join(" ".join(label.split()) for label in spec.labels[:20])
+        + (", ..." if len(spec.labels) > 20 else ""),
+        shape=", ".join(dims),
+        predicted=_PREDICTED[spec.kind],
+        suffix="parquet" if spec.kind == "segmentation" else "csv",
         data=config.data["name"],
         hash=config.data["hash"][:12],
         balancer=config.run["balancer"]["name"],

@@ -17,6 +17,7 @@ from equipoise.datasets.cells import Cells
 from equipoise.datasets.decoding import Stored
 from equipoise.datasets.foreign import ParquetTable, open_table
 from equipoise.models.errors import EquipoiseError
+from equipoise.pipelines import predictions
 from equipoise.pipelines.files import atomic
 from equipoise.pipelines.trained import TrainedModel, load_trained
 
@@ -32,7 +33,7 @@ def predict(
         model: a run folder, or a folder that `export` wrote.
         rows: a csv or Parquet file, or a folder, with the columns that the model was trained on; no target is needed, an
             empty cell or a column that is not there is a modality that is absent.
-        out: a .csv or .parquet file: source_id, predicted, probability_<label>, present (names joined by +).
+        out: a .csv or .parquet file (masks: .parquet): source_id, what `predictions.fields` says, present (names joined by +).
         on_bad: "stop" lists the rows that cannot be used and writes nothing; "skip" leaves them out and lists them.
 
     Raises:
@@ -45,6 +46,8 @@ def predict(
     if out.exists() and Path(rows).exists() and out.samefile(rows):
         raise EquipoiseError(f"{out} is the table of the rows themselves: name another file with --out.")
     trained = load_trained(model)
+    if trained.config.task.kind == "segmentation" and out.suffix.lower() == ".csv":
+        raise EquipoiseError(f"{out} cannot hold masks: name a .parquet file with --out.")
     bad = BadRows(skip)
     written = 0
     table, cells = _opened(trained, Path(rows), console)
@@ -123,25 +126,19 @@ def _batches(
 
 
 def _schema(trained: TrainedModel) -> pa.Schema:
-    chances = [pa.field(f"probability_{label}", pa.float32()) for label in trained.labels]
+    spec = trained.config.task
     return pa.schema(
-        [
-            pa.field("source_id", pa.string()),
-            pa.field("predicted", pa.string()),
-            *chances,
-            pa.field("present", pa.string()),
-        ]
+        [pa.field("source_id", pa.string()), *predictions.fields(spec), pa.field("present", pa.string())],
+        metadata=predictions.metadata(spec),
     )
 
 
 def _predicted(trained: TrainedModel, ids: list[str], stored: list[Stored]) -> pa.Table:
     batch = trained.batch(stored)
-    logits = trained.logits(batch)
     names = trained.model.modalities
     columns = [
         pa.array(ids, pa.string()),
-        pa.array([trained.labels[k] for k in logits.argmax(dim=1).tolist()], pa.string()),
-        *(pa.array(chances) for chances in logits.softmax(dim=1).T.contiguous().numpy()),
+        *predictions.columns(trained.config.task, trained.task, trained.logits(batch)),
         pa.array(
             ["+".join(n for n, here in zip(names, row, strict=True) if here) for row in batch["present"].tolist()]
         ),

@@ -1,10 +1,11 @@
-"""A trained model with all that it takes to read rows as they come: modalities, fitted state, names of the classes. No Ray."""
+"""A trained model with all that it takes to read rows as they come: modalities, fitted state, task. No Ray."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,8 +18,9 @@ from equipoise.datasets.bad_rows import BadRowError
 from equipoise.datasets.bad_value import BadValueError
 from equipoise.datasets.cells import Cells, decoded
 from equipoise.datasets.decoding import RowDecoder, Stored
+from equipoise.datasets.targets import dtype_of
 from equipoise.datasets.task_spec import TaskSpec
-from equipoise.models import Batch, ModelConfig, MultimodalModel, build_model, to_batch
+from equipoise.models import Batch, ModelConfig, MultimodalModel, Task, build_model, to_batch
 from equipoise.models.errors import EquipoiseError
 from equipoise.models.modality import Modality
 from equipoise.pipelines.fingerprint import model_hash
@@ -46,6 +48,9 @@ class ExportConfig(BaseModel):
     versions: dict[str, str]
     model_hash: str
 
+    def build_task(self) -> Task:
+        return self.task.build(self.fitted.get("target"))
+
 
 @dataclass(frozen=True)
 class TrainedModel:
@@ -66,8 +71,13 @@ class TrainedModel:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Names of the classes in the order of the logits."""
+        """Names of the classes, labels, numbers or regions, in the order of the logits."""
         return self.config.task.labels
+
+    @cached_property
+    def task(self) -> Task:
+        """What reads the logits: `task.predict(logits)` gives classes, labels, numbers in the target's units, or masks."""
+        return self.config.build_task()
 
     def stored(self, row: Mapping[str, Any], number: int = 0, cells: Cells | None = None) -> tuple[str, Stored]:
         """A raw row's id and its checked values. Raises `BadRowError`."""
@@ -88,13 +98,13 @@ class TrainedModel:
         return source_id, tuple(values)
 
     def batch(self, stored: Sequence[Stored]) -> Batch:
-        """Checked values as a batch; its `target` is -1 everywhere. Raises `EquipoiseError`."""
+        """Checked values as a batch; its `target` has the task's shape and means nothing. Raises `EquipoiseError`."""
         columns = RowDecoder(self.modalities, self.config.fitted)(stored)
-        rows = len(stored)
+        rows, task = len(stored), self.config.task
         columns |= {
             "sample_id": np.arange(rows),
             "copy": np.zeros(rows, np.int16),
-            "target": np.full(rows, -1, np.int64),
+            "target": np.zeros((rows, *task.row_shape), dtype_of(task)),
         }
         return to_batch(columns, self.model.modalities)
 
@@ -110,14 +120,23 @@ class TrainedModel:
 
     @torch.no_grad()
     def logits(self, batch: Batch) -> Tensor:
-        """float32 [B, classes]"""
+        """float32 [B, len(labels)], of a segmentation [B, regions, *shape]."""
         found: Tensor = self.model(batch["inputs"], batch["present"]).logits
         return found
 
-    def predict(self, rows: Sequence[Mapping[str, Any]], folder: str | Path | None = None) -> list[dict[str, float]]:
-        """{label: probability} of each raw row, see `encode`."""
-        chances = self.logits(self.encode(rows, folder)).softmax(dim=1)
-        return [dict(zip(self.labels, row, strict=True)) for row in chances.tolist()]
+    def predict(self, rows: Sequence[Mapping[str, Any]], folder: str | Path | None = None) -> list[dict[str, Any]]:
+        """What is predicted of each raw row, see `encode`, under the names in `labels`: the probability of a class or label,
+        a number in the units of the target, or a region's mask, bool [*shape].
+        """
+        logits = self.logits(self.encode(rows, folder))
+        kind = self.config.task.kind
+        if kind == "segmentation":
+            found: Any = self.task.predict(logits).numpy()
+        elif kind == "regression":
+            found = self.task.predict(logits).tolist()
+        else:
+            found = (logits.softmax(dim=1) if kind == "classification" else logits.sigmoid()).tolist()
+        return [dict(zip(self.labels, row, strict=True)) for row in found]
 
 
 def load_trained(folder: str | Path) -> TrainedModel:
@@ -198,12 +217,14 @@ def load_exported(folder: str | Path) -> TrainedModel:
         raise EquipoiseError(f"{folder / WEIGHTS} is missing or damaged ({error}): {again}.") from None
     if model_hash(weights) != config.model_hash:
         raise EquipoiseError(f"{folder / WEIGHTS} does not hold the weights that {CONFIG} was written for: {again}.")
+    task = config.build_task()
     with torch.random.fork_rng(devices=[]):
         model = build_model(
             config.model,
             config.modalities,
-            config.task.num_classes,
+            task.num_outputs,
             unimodal=config.unimodal,  # type: ignore[arg-type]
+            dense=task.dense,
         )
     model.load_state_dict(weights)
     return TrainedModel(model.eval(), config)
