@@ -28,6 +28,7 @@ class Balancer:
     - `separate`: False sums the objectives and lets DDP reduce the gradient; True keeps one gradient an objective apart
       until `combine`.
     - `accepts`: the kinds of unimodal logits it works with, the preferred one first.
+    - `fusions`: the fusions of a late-fusion model that it is defined for; None: any, and early fusion too.
     - `tasks`: the task names it claims. `max_modalities`: the most it is defined for; None where any number will do.
     - `needs_values`: asks for a sweep of the training set each epoch, handed to `on_epoch`.
     - `weights_from_statistics`: `objectives` reads `ctx.statistics`, so under gradient accumulation a first pass without
@@ -46,6 +47,7 @@ class Balancer:
     name: ClassVar[str] = ""
     separate: ClassVar[bool] = False
     accepts: ClassVar[tuple[Unimodal, ...]] = ("split", "heads", "coalition")
+    fusions: ClassVar[tuple[str, ...] | None] = None
     tasks: ClassVar[tuple[str, ...]] = ("classification",)
     max_modalities: ClassVar[int | None] = None
     needs_values: ClassVar[bool] = False
@@ -122,6 +124,12 @@ class Balancer:
             raise EquipoiseError(
                 f"Balancer {self.name!r} needs unimodal logits of kind {' or '.join(map(repr, self.accepts))}, but the "
                 f"model has unimodal={model.unimodal!r}: build it with unimodal={self.accepts[0]!r}."
+            )
+        fusion = type(getattr(model, "fusion", None)).__name__.lower()
+        if self.fusions is not None and fusion not in self.fusions:
+            raise EquipoiseError(
+                f"Balancer {self.name!r} is defined for the fusion {' or '.join(map(repr, self.fusions))}, not for that of the "
+                f"model: build it with fusion={self.fusions[0]!r} (model.fusion in a configuration)."
             )
         if self.max_modalities is not None and len(model.modalities) > self.max_modalities:
             raise EquipoiseError(

@@ -40,6 +40,27 @@ class Standardization:
         return {"mean": self.scaler.mean_.tolist(), "deviation": self.scaler.scale_.tolist()}
 
 
+class Fill:
+    """The mean of each entry over all train rows (of each channel, for images and volumes): what `absence="mean"` puts in
+    the place of a modality that is not standardized.
+    """
+
+    def __init__(self, modality: Modality) -> None:
+        self.decoder = Decoder(modality, {})
+        self.total: np.ndarray | float = 0.0
+        self.rows = 0
+
+    def update(self, values: pa.Array) -> None:
+        """Take in stored values, none of them null."""
+        for row in self.decoder.rows(values):
+            channels = row.ndim >= 3
+            self.total = self.total + (row.mean(axis=tuple(range(1, row.ndim)), dtype=np.float64) if channels else row)
+            self.rows += 1
+
+    def state(self) -> dict[str, list[float] | str]:
+        return {"fill": np.ravel(self.total / max(self.rows, 1)).tolist()}
+
+
 class TargetScale:
     """Mean and deviation of each number of a regression's target, over all train rows."""
 
@@ -84,8 +105,10 @@ class Vocabulary:
         return {"tokenizer": tokenizer.to_str()}
 
 
-def fit_of(modality: Modality) -> Standardization | Vocabulary | None:
+def fit_of(modality: Modality) -> Standardization | Vocabulary | Fill | None:
     """What a modality needs fitted, if anything."""
     if modality.kind == "text":
         return Vocabulary(modality)
-    return Standardization(modality) if modality.transform == "standardize" else None
+    if modality.transform == "standardize":
+        return Standardization(modality)
+    return None if modality.has_length else Fill(modality)

@@ -4,15 +4,16 @@ from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from torch import nn
+from torch import Tensor, nn
 
 from equipoise.models.contract import Absence, MultimodalModel, Unimodal
 from equipoise.models.dense import DenseFusion
 from equipoise.models.early_fusion import EarlyFusion, Patches, Words, check_early
 from equipoise.models.encoders import GRU, MLP, CNN1d, CNN2d, EmbeddingGRU
 from equipoise.models.errors import EquipoiseError
-from equipoise.models.fusion import FusionName, check_combination
+from equipoise.models.fusion import FUSIONS, FusionName, check_combination
 from equipoise.models.late_fusion import LateFusion
 from equipoise.models.modality import Modality
 from equipoise.models.presence import check_known, check_names
@@ -47,8 +48,12 @@ class ModelConfig(BaseModel):
     kind: Literal["late", "early"] = "late"
     encoder: EncoderConfig = Field(default_factory=EncoderConfig)
     encoders: dict[str, EncoderConfig] = {}
-    fusion: FusionName = Field("concat", description="late fusion only")
-    absence: Absence | Literal["auto"] = Field("auto", description="auto: feature for late fusion, drop for early")
+    fusion: FusionName | Literal["auto"] = Field(
+        "auto", description="late fusion only; auto: what the balancer needs, else concat"
+    )
+    absence: Absence | Literal["auto"] = Field(
+        "auto", description="auto: feature for late fusion (average: drop), drop for early"
+    )
     dim: int = Field(64, ge=1, description="width inside gated, film, attention, and of the early transformer")
     depth: int = Field(2, ge=1, description="layers of the early transformer")
     heads: int = Field(4, ge=1, description="attention heads of the early transformer")
@@ -62,15 +67,19 @@ class ModelConfig(BaseModel):
             if getattr(self, field) != default:
                 raise EquipoiseError(f"model.{field} has no meaning for model.kind={self.kind!r}: leave it out.")
         if self.kind == "late":
-            check_combination(self.fusion, self.resolved_absence, "auto")
+            check_combination(self.resolved_fusion, self.resolved_absence, "auto")
         else:
             check_early(self.resolved_absence, "auto")
         return self
 
     @property
+    def resolved_fusion(self) -> FusionName:
+        return "concat" if self.fusion == "auto" else self.fusion
+
+    @property
     def resolved_absence(self) -> Absence:
         if self.absence == "auto":
-            return "feature" if self.kind == "late" else "drop"
+            return FUSIONS[self.resolved_fusion].absences[0] if self.kind == "late" else "drop"
         return self.absence
 
 
@@ -144,6 +153,7 @@ def build_model(
     unimodal: Unimodal | Literal["auto"] = "auto",
     vocabulary_sizes: Mapping[str, int] | None = None,
     dense: bool = False,
+    fills: Mapping[str, Tensor] | None = None,
 ) -> MultimodalModel:
     """The model of a configuration, on the CPU; its weights are a function of torch's seed.
 
@@ -155,6 +165,7 @@ def build_model(
             early fusion.
         vocabulary_sizes: {text modality: ids in its fitted vocabulary, padding included}; else `Modality.vocabulary`.
         dense: logits at every position (`Task.dense`): a `DenseFusion` of U-Nets.
+        fills: {modality: its mean train input} for absence="mean", where that is not zeros.
 
     Raises:
         EquipoiseError: a combination without a meaning, or a name that is no modality.
@@ -163,7 +174,8 @@ def build_model(
     sizes = dict(vocabulary_sizes or {})
     check_known("model.encoders", config.encoders, names)
     check_known("vocabulary_sizes", sizes, names)
-    absence = config.resolved_absence
+    absence, fusion = config.resolved_absence, config.resolved_fusion
+    values = _mean_inputs(modalities, fills or {}) if absence == "mean" else None
     if config.kind == "early":
         if dense:
             raise EquipoiseError(
@@ -176,12 +188,34 @@ def build_model(
             else Patches(m.decoded_shape, config.tokens, config.dim)
             for m in modalities
         }
-        return EarlyFusion(tokenizers, num_outputs, config.dim, config.depth, config.heads, absence)
+        return EarlyFusion(
+            tokenizers, num_outputs, config.dim, config.depth, config.heads, absence, absent_values=values
+        )
     # Before the encoders: a refusal should not wait for weights.
-    check_combination(config.fusion, absence, unimodal)
+    check_combination(fusion, absence, unimodal)
     encoders = {
         m.name: build_encoder(config.encoders.get(m.name, config.encoder), m, sizes.get(m.name), dense)
         for m in modalities
     }
     kind = DenseFusion if dense else LateFusion
-    return kind(encoders, num_outputs, config.fusion, absence, unimodal, dim=config.dim)
+    return kind(encoders, num_outputs, fusion, absence, unimodal, values, config.dim)
+
+
+def _mean_inputs(modalities: Sequence[Modality], fills: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """{modality: the mean of its train rows, as its encoder gets it}: zeros where it is standardized, and left out then."""
+    found = {}
+    for m in modalities:
+        if m.has_length:
+            raise EquipoiseError(
+                f"absence='mean' has no meaning for modality {m.name!r}, a {m.kind}, whose rows have no common length: use "
+                "absence='token', 'feature' or 'drop'."
+            )
+        if m.transform == "standardize":
+            continue
+        if m.name not in fills:
+            raise EquipoiseError(
+                f"absence='mean' needs the mean of modality {m.name!r} over the train rows, which this data set's manifest does "
+                "not hold: prepare it again."
+            )
+        found[m.name] = fills[m.name].to(torch.float32).expand(m.decoded_shape)
+    return found

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from equipoise.models.errors import EquipoiseError
 from equipoise.models.presence import check_inputs, on_rows
 
-Absence = Literal["feature", "input", "drop"]
+Absence = Literal["feature", "input", "drop", "mean", "token"]
+#: Where something stands in for an absent modality, beside zeros: features keep it under `absent_key`.
+STANDS_IN: tuple[Absence, ...] = ("input", "mean", "token")
 Unimodal = Literal["split", "heads", "coalition"]
 
 
@@ -26,7 +28,7 @@ class Outputs(NamedTuple):
 
 
 def absent_key(modality: str) -> str:
-    """The key under which `features` keeps the encoding [1, D] of a modality's absent value (absence="input")."""
+    """The key under which `features` keeps what stands for an absent modality, [1, D] (absence="input", "mean", "token")."""
     return f"{modality}.absent"
 
 
@@ -39,7 +41,8 @@ class MultimodalModel(nn.Module):
     - `late_fusion`: True where `fuse` is a function of one feature a modality, so that features can be encoded once and
       fused for many coalitions. False where modalities meet early: then only `forward` exists.
     - `absence`: how an absent modality enters: "feature" (its feature is zeros), "input" (the encoding of its absent
-      value, computed once a batch, with gradient), "drop" (left out of a sum, mean or attention).
+      value, computed once a batch, with gradient), "mean" (likewise, of the mean train input), "token" (a learned
+      feature), "drop" (left out of a sum, mean or attention).
     - `unimodal`: where unimodal logits come from: "split" (W_m f_m + b/M of a linear head), "heads" (an own linear head
       a modality), "coalition" (the model with the others absent).
     - `linear_head`: True where the logits are a sum of one term a modality and a bias (see `linear_terms`).
@@ -64,10 +67,10 @@ class MultimodalModel(nn.Module):
         As it stands it calls `encode` and needs `sizes`; with absence="input" it must be overridden.
         """
         check_inputs(inputs, present, self.modalities)
-        if self.absence == "input":
+        if self.absence in STANDS_IN:
             raise EquipoiseError(
-                f"{type(self).__name__} has absence='input': write its features(), which must also encode the absent values "
-                "(see MultimodalModel.features), or use absence='feature'."
+                f"{type(self).__name__} has absence={self.absence!r}: write its features(), which must also give what stands "
+                "for the absent (see MultimodalModel.features), or use absence='feature'."
             )
         features = {}
         for i, m in enumerate(self.modalities):

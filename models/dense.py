@@ -60,13 +60,15 @@ class DenseFusion(LateFusion):
         return (shape[0], *shape[2:])
 
     def _rows(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """[B, D, *positions] as [B * positions, D]; what stands for an absent modality, one row, for every row."""
-        rows = len(features[self.modalities[0]])
+        """[B, D, *positions] as [B * positions, D]; what stands for an absent modality, one row or one token, everywhere."""
+        rows, *positions = self._layout(features)
         absent = {absent_key(m) for m in self.modalities}
-        return {
-            name: (f.expand(rows, *f.shape[1:]) if name in absent else f).movedim(1, -1).flatten(0, -2)
-            for name, f in features.items()
-        }
+        out = {}
+        for name, f in features.items():
+            if name in absent:
+                f = f.reshape(*f.shape, *(1,) * (2 + len(positions) - f.ndim)).expand(rows, -1, *positions)
+            out[name] = f.movedim(1, -1).flatten(0, -2)
+        return out
 
     @staticmethod
     def _maps(logits: Tensor, *layout: int) -> Tensor:

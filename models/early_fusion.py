@@ -93,9 +93,9 @@ class EarlyFusion(MultimodalModel):
             [n, tokens, dim], or to (tokens, bool [n, tokens]: which of them count); with lengths it takes (x, length).
         num_classes: number of logits.
         dim, depth, heads: width, layers and attention heads of the transformer.
-        absence: "drop" (no tokens) or "input" (the tokens of the absent value).
+        absence: "drop" (no tokens), "input" (the tokens of the absent value) or "mean" (those of the mean input).
         unimodal: "coalition" ("auto" means the same).
-        absent_values: {modality: a row} for absence="input", where zeros (and length 0) are not what absence means.
+        absent_values: {modality: a row} for absence="input" and "mean", where zeros (and length 0) are not what absence means.
     """
 
     late_fusion = False
@@ -117,8 +117,10 @@ class EarlyFusion(MultimodalModel):
         check_early(absence, unimodal)
         if dim % heads:
             raise EquipoiseError(f"dim={dim} must be a multiple of heads={heads}.")
-        if absent_values and absence != "input":
-            raise EquipoiseError(f"absent_values are only read with absence='input', not with absence={absence!r}.")
+        if absent_values and absence not in ("input", "mean"):
+            raise EquipoiseError(
+                f"absent_values are only read with absence='input' or 'mean', not with absence={absence!r}."
+            )
         self.absence = absence
         self.dim = dim
         self.tokenizers = nn.ModuleDict(dict(tokenizers))
@@ -151,7 +153,7 @@ class EarlyFusion(MultimodalModel):
         for i, m in enumerate(self.modalities):
             x, length, has = inputs[m], inputs.get(f"{m}_length"), present[:, i]
             found = on_rows(partial(self.tokens, m), x, length, has, counts[i])
-            if self.absence == "input":
+            if self.absence in ("input", "mean"):
                 # Also where no row lacks it: all DDP workers must run the same modules.
                 tokens, valid = self.tokens(m, *self.absent_values(m, x, length))
                 if found:
@@ -177,13 +179,13 @@ class EarlyFusion(MultimodalModel):
 
 def check_early(absence: str, unimodal: str) -> None:
     """Raise an `EquipoiseError` for an absence or a kind of unimodal logits that early fusion cannot have."""
-    if absence == "feature":
+    if absence in ("feature", "token"):
         raise EquipoiseError(
-            "absence='feature' has no meaning for early fusion, which has no feature a modality: use absence='drop' or "
-            "'input'."
+            f"absence={absence!r} has no meaning for early fusion, which has no feature a modality: use absence='drop', 'input' "
+            "or 'mean'."
         )
-    if absence not in ("drop", "input"):
-        raise unknown("absence", absence, ("drop", "input"))
+    if absence not in ("drop", "input", "mean"):
+        raise unknown("absence", absence, ("drop", "input", "mean"))
     if unimodal in ("split", "heads"):
         raise EquipoiseError(
             f"unimodal={unimodal!r} has no meaning for early fusion, which has no feature a modality: use "

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from equipoise.models.contract import Absence, Unimodal
 from equipoise.models.errors import EquipoiseError, unknown
 
-FusionName = Literal["concat", "sum", "gated", "film", "attention"]
+FusionName = Literal["concat", "sum", "gated", "film", "attention", "average"]
 
 
 class Fusion(nn.Module):
@@ -20,23 +20,36 @@ class Fusion(nn.Module):
     False where a modality is to be left out, and only fusions that can leave one out look at it.
     """
 
-    absences: ClassVar[tuple[Absence, ...]] = ("feature", "input")
+    absences: ClassVar[tuple[Absence, ...]] = ("feature", "input", "mean", "token")
     linear: ClassVar[bool] = False
+    splits: ClassVar[bool] = False
 
     def __init__(self, sizes: Mapping[str, int], num_outputs: int, dim: int = 64) -> None:
         super().__init__()
         self.sizes = dict(sizes)
+
+    def split(self, modality: str, feature: Tensor) -> Tensor:
+        """Where the fusion `splits`: the logits [n, K] that are one modality's part of the fused ones."""
+        raise NotImplementedError
+
+    def owned(self) -> dict[str, list[nn.Parameter]]:
+        """{modality: parameters of the fusion that it owns}; the others belong to the head."""
+        return {}
 
 
 class LinearFusion(Fusion):
     """Logits = the sum of one term W_m f_m a modality, and a bias b."""
 
     linear = True
+    splits = True
     head: nn.Linear
 
     def term(self, modality: str, feature: Tensor) -> Tensor:
         """W_m f_m, [n, K]."""
         raise NotImplementedError
+
+    def split(self, modality: str, feature: Tensor) -> Tensor:
+        return self.term(modality, feature) + self.head.bias / len(self.sizes)
 
 
 class Concat(LinearFusion):
@@ -59,7 +72,7 @@ class Concat(LinearFusion):
 class Sum(LinearFusion):
     """logits = W (f_1 + .. + f_M) + b, one W for all. A feature of zeros and a modality left out are the same thing."""
 
-    absences = ("feature", "input", "drop")
+    absences = ("feature", "input", "drop", "mean", "token")
 
     def __init__(self, sizes: Mapping[str, int], num_outputs: int, dim: int = 64) -> None:
         super().__init__(sizes, num_outputs, dim)
@@ -133,7 +146,7 @@ class Attention(Fusion):
     t_m = P_m f_m,  a = softmax over the modalities taking part of q . t_m / sqrt(dim),  logits = W (sum a_m t_m) + b
     """
 
-    absences = ("feature", "input", "drop")
+    absences = ("feature", "input", "drop", "mean", "token")
 
     def __init__(self, sizes: Mapping[str, int], num_outputs: int, dim: int = 64) -> None:
         super().__init__(sizes, num_outputs, dim)
@@ -151,12 +164,40 @@ class Attention(Fusion):
         return logits
 
 
+class Average(Fusion):
+    """Decision fusion: logits = the mean over the modalities taking part of W_m f_m + b_m.
+
+    Each modality owns its W_m and b_m. For classes, averaging logits is averaging log-probabilities: they differ by a number
+    a row, which no probability sees.
+    """
+
+    absences = ("drop",)
+    splits = True
+
+    def __init__(self, sizes: Mapping[str, int], num_outputs: int, dim: int = 64) -> None:
+        super().__init__(sizes, num_outputs, dim)
+        self.heads = nn.ModuleDict({m: nn.Linear(size, num_outputs) for m, size in sizes.items()})
+
+    def forward(self, features: Mapping[str, Tensor], taking_part: Tensor) -> Tensor:
+        each = torch.stack([self.split(m, features[m]) for m in self.sizes], dim=1)
+        total = each.masked_fill(~taking_part[:, :, None], 0).sum(dim=1)
+        return total / taking_part.sum(dim=1, keepdim=True).clamp(min=1)
+
+    def split(self, modality: str, feature: Tensor) -> Tensor:
+        logits: Tensor = self.heads[modality](feature)
+        return logits
+
+    def owned(self) -> dict[str, list[nn.Parameter]]:
+        return {m: list(head.parameters()) for m, head in self.heads.items()}
+
+
 FUSIONS: dict[str, type[Fusion]] = {
     "concat": Concat,
     "sum": Sum,
     "gated": Gated,
     "film": FiLM,
     "attention": Attention,
+    "average": Average,
 }
 
 
@@ -175,13 +216,14 @@ def check_combination(fusion: str, absence: str, unimodal: str) -> Unimodal:
     if absence not in kind.absences:
         others = " or ".join(repr(f) for f, k in FUSIONS.items() if absence in k.absences)
         raise EquipoiseError(
-            f"absence={absence!r} has no meaning for fusion={fusion!r}, which needs a feature of every modality: use "
+            f"absence={absence!r} has no meaning for fusion={fusion!r}, which "
+            f"{'takes the mean over what is there' if fusion == 'average' else 'needs a feature of every modality'}: use "
             f"absence={' or '.join(map(repr, kind.absences))}, or fusion={others}."
         )
     if unimodal == "auto":
-        return "split" if kind.linear else "heads"
-    if unimodal == "split" and not kind.linear:
-        linear = " or ".join(repr(f) for f, k in FUSIONS.items() if k.linear)
+        return "split" if kind.splits else "heads"
+    if unimodal == "split" and not kind.splits:
+        linear = " or ".join(repr(f) for f, k in FUSIONS.items() if k.splits)
         raise EquipoiseError(
             f"unimodal='split' has no meaning for fusion={fusion!r}, whose logits are not a sum of one term a modality: use "
             f"unimodal='heads' or 'coalition', or fusion={linear}."

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from equipoise.models.contract import Absence, MultimodalModel, Unimodal, absent_key
+from equipoise.models.contract import STANDS_IN, Absence, MultimodalModel, Unimodal, absent_key
 from equipoise.models.errors import EquipoiseError, unknown
 from equipoise.models.fusion import FUSIONS, Fusion, FusionName, LinearFusion, check_combination
 from equipoise.models.presence import AbsentValues, call, check_inputs, check_known, check_names, on_rows
@@ -23,10 +23,11 @@ class LateFusion(MultimodalModel):
         encoders: {modality: module}, in the order of the columns of `present`. A module maps [n, ...] to [n, D]; for a
             modality with lengths it takes (x, length). D is its `out_features`, else that of its last Linear.
         num_classes: number of logits.
-        fusion: "concat", "sum", "gated", "film" or "attention".
-        absence: "feature" (zeros), "input" (the feature of the absent value) or "drop" (sum and attention only).
-        unimodal: "split" (concat and sum only), "heads", "coalition", or "auto": split where it is possible, else heads.
-        absent_values: {modality: a row} for absence="input", where zeros (and length 0) are not what absence means.
+        fusion: "concat", "sum", "gated", "film", "attention" or "average".
+        absence: "feature" (zeros), "input" (the feature of the absent value), "mean" (that of the mean input, which
+            `absent_values` holds), "token" (a learned feature) or "drop" (sum, attention and average only).
+        unimodal: "split" (concat, sum and average), "heads", "coalition", or "auto": split where it is possible, else heads.
+        absent_values: {modality: a row} for absence="input" and "mean", where zeros (and length 0) are not what absence means.
         dim: width inside gated, film and attention.
 
     Raises:
@@ -48,12 +49,17 @@ class LateFusion(MultimodalModel):
         self.unimodal = check_combination(fusion, absence, unimodal)
         self.absence = absence
         self.linear_head = FUSIONS[fusion].linear
-        if absent_values and absence != "input":
-            raise EquipoiseError(f"absent_values are only read with absence='input', not with absence={absence!r}.")
+        if absent_values and absence not in ("input", "mean"):
+            raise EquipoiseError(
+                f"absent_values are only read with absence='input' or 'mean', not with absence={absence!r}."
+            )
         self.sizes = {m: feature_size(m, encoder) for m, encoder in encoders.items()}
         self.encoders = nn.ModuleDict(dict(encoders))
         self.absent_values = AbsentValues(self.modalities, absent_values)
         self.fusion: Fusion = FUSIONS[fusion](self.sizes, num_classes, dim)
+        # Small, as the attention's query: a token of zeros would start as absence="feature" does.
+        tokens = self.sizes if absence == "token" else {}
+        self.tokens = nn.ParameterDict({m: nn.Parameter(0.02 * torch.randn(size)) for m, size in tokens.items()})
         heads = self.sizes if self.unimodal == "heads" else {}
         self.heads = nn.ModuleDict({m: nn.Linear(size, num_classes) for m, size in heads.items()})
 
@@ -79,9 +85,11 @@ class LateFusion(MultimodalModel):
             x, length = inputs[m], inputs.get(f"{m}_length")
             found = on_rows(partial(self._encode, m), x, length, present[:, i], counts[i])
             features[m] = found[0] if found else self._weight.new_zeros(len(present), *self._feature_shape(m, x))
-            if self.absence == "input":
-                # Also where no row lacks it: all DDP workers must run the same modules.
+            # Also where no row lacks it: all DDP workers must run the same modules.
+            if self.absence in ("input", "mean"):
                 features[absent_key(m)] = self.encode(m, *self.absent_values(m, x, length))
+            elif self.absence == "token":
+                features[absent_key(m)] = self._token(m)
         return features
 
     def fuse(self, features: Mapping[str, Tensor], present: Tensor) -> Tensor:
@@ -90,7 +98,7 @@ class LateFusion(MultimodalModel):
         for i, m in enumerate(self.modalities):
             has = present[:, i : i + 1]
             # where and masked_fill, never a product: NaN * 0 is NaN, in values and in gradients.
-            if self.absence == "input":
+            if self.absence in STANDS_IN:
                 filled[m] = torch.where(has, features[m], features[absent_key(m)])
             else:
                 filled[m] = features[m].masked_fill(~has, 0)
@@ -107,7 +115,7 @@ class LateFusion(MultimodalModel):
         self._check_features(features)
         bias = self.fusion.head.bias
         terms = {m: self.fusion.term(m, features[m]) for m in self.modalities}
-        if self.absence == "input":
+        if self.absence in STANDS_IN:
             absent = {m: self.fusion.term(m, features[absent_key(m)])[0] for m in self.modalities}
         else:
             absent = {m: torch.zeros_like(bias) for m in self.modalities}
@@ -117,9 +125,8 @@ class LateFusion(MultimodalModel):
         self._check_features(features)
         if self.unimodal == "heads":
             return {m: self.heads[m](features[m]) for m in self.modalities}
-        if self.unimodal == "split" and isinstance(self.fusion, LinearFusion):
-            share = self.fusion.head.bias / len(self.modalities)
-            return {m: self.fusion.term(m, features[m]) + share for m in self.modalities}
+        if self.unimodal == "split":
+            return {m: self.fusion.split(m, features[m]) for m in self.modalities}
         raise EquipoiseError(
             "A model with unimodal='coalition' has no unimodal logits of its own: fuse with the other modalities absent, or "
             "build it with unimodal='heads'."
@@ -130,8 +137,8 @@ class LateFusion(MultimodalModel):
         return self.unimodal_logits({name: feature.detach() for name, feature in features.items()})
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """An encoder and its unimodal head belong to their modality, what several encoders use to "shared", the fusion
-        to "head".
+        """An encoder, its token and its heads belong to their modality, what several encoders use to "shared", the rest of
+        the fusion to "head".
         """
         seen: dict[nn.Parameter, list[str]] = {}
         for m in self.modalities:
@@ -140,13 +147,21 @@ class LateFusion(MultimodalModel):
         groups: dict[str, list[nn.Parameter]] = {m: [] for m in (*self.modalities, "shared", "head")}
         for p, owners in seen.items():
             groups[owners[0] if len(owners) == 1 else "shared"].append(p)
-        for m, head in self.heads.items():
-            groups[m].extend(head.parameters())
-        groups["head"].extend(self.fusion.parameters())
+        owned = self.fusion.owned()
+        for m in self.modalities:
+            groups[m].extend(self.heads[m].parameters() if m in self.heads else [])
+            groups[m].extend([self.tokens[m]] if m in self.tokens else [])
+            groups[m].extend(owned.get(m, []))
+        given = {p for parameters in owned.values() for p in parameters}
+        groups["head"].extend(p for p in self.fusion.parameters() if p not in given)
         return groups
 
     def _encode(self, modality: str, x: Tensor, length: Tensor | None) -> tuple[Tensor]:
         return (self.encode(modality, x, length),)
+
+    def _token(self, modality: str) -> Tensor:
+        """[1, D]"""
+        return self.tokens[modality][None]
 
     def _feature_shape(self, modality: str, x: Tensor) -> tuple[int, ...]:
         """Of one row's feature."""
@@ -158,7 +173,7 @@ class LateFusion(MultimodalModel):
 
     def _check_features(self, features: Mapping[str, Tensor]) -> None:
         needed = list(self.modalities)
-        if self.absence == "input":
+        if self.absence in STANDS_IN:
             needed += [absent_key(m) for m in self.modalities]
         for name in needed:
             if name not in features:

@@ -1,14 +1,16 @@
 """From a configuration and a manifest to a model and a task."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from equipoise import balancers
 from equipoise.datasets.manifest import Manifest
 from equipoise.models import ModelConfig, MultimodalModel, build_model
 from equipoise.models.errors import EquipoiseError
+from equipoise.models.modality import Modality
 from equipoise.pipelines.config import Config
 
 
@@ -29,6 +31,17 @@ def assemble(config: Config, manifest: Manifest) -> MultimodalModel:
     return build_seeded(config.model, manifest, accepts[0], config.seed)
 
 
+def fills(modalities: Sequence[Modality], fitted: Mapping[str, Mapping[str, Any]]) -> dict[str, Tensor]:
+    """{modality: its mean train input, up to broadcasting} of those that are not standardized, from the fitted state."""
+    found = {}
+    for m in modalities:
+        if "fill" in fitted.get(m.name, {}):
+            mean = torch.tensor(fitted[m.name]["fill"], dtype=torch.float64)
+            channels = len(m.decoded_shape) >= 3
+            found[m.name] = mean.reshape(-1, *(1,) * (len(m.decoded_shape) - 1)) if channels else mean.reshape(m.shape)
+    return found
+
+
 def build_seeded(
     config: ModelConfig | Mapping[str, Any], manifest: Manifest, unimodal: Any, seed: int = 0
 ) -> MultimodalModel:
@@ -42,4 +55,5 @@ def build_seeded(
             task.num_outputs,
             unimodal=unimodal,
             dense=task.dense,
+            fills=fills(manifest.modalities, manifest.fitted),
         )

@@ -122,8 +122,11 @@ class Config(Section):
             raise EquipoiseError("Give the run a budget: max_steps=400 (optimiser steps) or max_epochs=20.")
         if self.max_steps is None and (self.schedule.kind != "constant" or self.schedule.warmup):
             raise EquipoiseError("A schedule is a share of the run's steps: give max_steps beside it.")
+        method = balancers.get(self.balancer.name, **self.balancer.options)
+        if self.model.kind == "late" and self.model.fusion == "auto":
+            fusion = method.fusions[0] if method.fusions else "concat"
+            object.__setattr__(self, "model", ModelConfig.model_validate({**self.model.model_dump(), "fusion": fusion}))
         # Wrong methods and options are errors of the configuration, not of the first worker that meets them.
-        balancers.get(self.balancer.name, **self.balancer.options)
         valuation.get(self.resampler.name, **self.resampler.options)
         return self
 

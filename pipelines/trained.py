@@ -23,6 +23,7 @@ from equipoise.datasets.task_spec import TaskSpec
 from equipoise.models import Batch, ModelConfig, MultimodalModel, Task, build_model, to_batch
 from equipoise.models.errors import EquipoiseError
 from equipoise.models.modality import Modality
+from equipoise.pipelines.assembly import fills
 from equipoise.pipelines.fingerprint import model_hash
 
 if TYPE_CHECKING:
@@ -225,6 +226,7 @@ def load_exported(folder: str | Path) -> TrainedModel:
             task.num_outputs,
             unimodal=config.unimodal,  # type: ignore[arg-type]
             dense=task.dense,
+            fills=fills(config.modalities, config.fitted),
         )
     model.load_state_dict(weights)
     return TrainedModel(model.eval(), config)

@@ -20,6 +20,8 @@ SKETCHED = ["gmd", "agm", "mmpareto", "balgrad", "mses", "separate_summed"]
 
 def run(gloo, world, name, *, options=None, how=None, dtype="float64", cut="even", micro=1, optimizer="sgd"):
     kind = balancers.get(name).accepts[0] if name in NAMES else "split"
+    if name in NAMES and balancers.get(name).fusions:
+        how = {"fusion": balancers.get(name).fusions[0], "absence": "drop", **(how or {})}
     how = {"unimodal": kind, **(how or {})}
     return gloo.run("world_cases", "train", world, name, options or {}, how, dtype, cut, micro, optimizer)
 
@@ -76,13 +78,13 @@ def test_both_roads_agree(gloo, world, optimizer):
     assert relative(apart, together) < TOLERANCE["float64"]
 
 
-@pytest.mark.parametrize("absence", ["feature", "input"])
+@pytest.mark.parametrize("absence", ["feature", "input", "token"])
 @pytest.mark.parametrize("fusion", ["sum", "gated", "film", "attention"])
 def test_every_fusion_and_absence(gloo, fusion, absence):
     check(gloo, "joint", how={"fusion": fusion, "absence": absence, "unimodal": "heads"}, cut="empty")
 
 
-@pytest.mark.parametrize("fusion", ["sum", "attention"])
+@pytest.mark.parametrize("fusion", ["sum", "attention", "average"])
 def test_dropped_modalities(gloo, fusion):
     check(gloo, "summed", how={"fusion": fusion, "absence": "drop", "unimodal": "heads"}, cut="empty")
 

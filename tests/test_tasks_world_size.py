@@ -16,7 +16,7 @@ CLAIMS = [
 def run(gloo, world, name, task, cut="uneven", micro=1):
     balancer = balancers.get(name)
     how = {"unimodal": balancer.accepts[0]}
-    if getattr(balancer, "fusions", None):
+    if balancer.fusions:
         how |= {"fusion": balancer.fusions[0], "absence": "drop"}
     return gloo.run("task_cases", "train", world, name, task, how, cut, micro)
 
