@@ -48,10 +48,11 @@ class ModelConfig(BaseModel):
     kind: Literal["late", "early"] = "late"
     encoder: EncoderConfig = Field(default_factory=EncoderConfig)
     encoders: dict[str, EncoderConfig] = {}
-    fusion: FusionName | Literal["auto"] = Field(
+    # Spelt out: pydantic's sentence on a union of literals names the union.
+    fusion: Literal["concat", "sum", "gated", "film", "attention", "average", "auto"] = Field(
         "auto", description="late fusion only; auto: what the balancer needs, else concat"
     )
-    absence: Absence | Literal["auto"] = Field(
+    absence: Literal["feature", "input", "drop", "mean", "token", "auto"] = Field(
         "auto", description="auto: feature for late fusion (average: drop), drop for early"
     )
     dim: int = Field(64, ge=1, description="width inside gated, film, attention, and of the early transformer")

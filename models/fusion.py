@@ -179,9 +179,16 @@ class Average(Fusion):
         self.heads = nn.ModuleDict({m: nn.Linear(size, num_outputs) for m, size in sizes.items()})
 
     def forward(self, features: Mapping[str, Tensor], taking_part: Tensor) -> Tensor:
-        each = torch.stack([self.split(m, features[m]) for m in self.sizes], dim=1)
-        total = each.masked_fill(~taking_part[:, :, None], 0).sum(dim=1)
-        return total / taking_part.sum(dim=1, keepdim=True).clamp(min=1)
+        # The head of a modality that no row has does not run: its parameters then get no gradient, not one of zeros.
+        there = taking_part.any(dim=0).tolist()
+        parts = [
+            self.split(m, features[m]).masked_fill(~taking_part[:, i, None], 0)
+            for i, m in enumerate(self.sizes)
+            if there[i]
+        ]
+        if not parts:
+            parts = [0 * self.split(m, features[m]) for m in self.sizes]
+        return torch.stack(parts).sum(dim=0) / taking_part.sum(dim=1, keepdim=True).clamp(min=1)
 
     def split(self, modality: str, feature: Tensor) -> Tensor:
         logits: Tensor = self.heads[modality](feature)

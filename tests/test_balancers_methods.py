@@ -13,7 +13,7 @@ from world_cases import CLASSES, SHAPES, build_model, global_batch, take
 
 from equipoise import balancers
 from equipoise.balancers.context import StepContext
-from equipoise.models import Classification, LateFusion
+from equipoise.models import Classification, EquipoiseError, LateFusion
 from equipoise.models.encoders import MLP
 
 FULL = 5  # `global_batch(FULL)`: no row has "b"; the others miss some of each
@@ -329,3 +329,60 @@ def test_a_row_s_mask_changes_with_epoch_seed_and_copy(options):
     ]
     for other in others:
         assert 0.2 < (other != whole).double().mean() < 0.8
+
+
+def test_an_ensemble_is_its_unimodal_models_trained_alone():
+    # The oracle is joint training of a model that has one modality, from the same weights, on the rows that have it.
+    torch.manual_seed(0)
+    sizes = {"a": 6, "b": 4}
+    whole = LateFusion({m: MLP(n, (5,), 5) for m, n in sizes.items()}, 3, "average", "drop").double()
+    alone = {}
+    for m, n in sizes.items():
+        alone[m] = LateFusion({m: MLP(n, (5,), 5)}, 3, "average", "drop").double()
+        wanted = {k: v for k, v in whole.state_dict().items() if f".{m}." in k}
+        alone[m].load_state_dict(wanted)
+
+    def train(model, balancer, batches):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9)
+        step = balancers.BalancedStep(model, Classification(3), balancers.get(balancer), optimizer)
+        for batch in batches:
+            step(batch)
+
+    rng = np.random.default_rng(1)
+    batches = []
+    for t in range(12):
+        present = torch.from_numpy(rng.random((10, 2)) < 0.7)
+        present[:, 0] |= ~present.any(dim=1)
+        inputs = {m: torch.from_numpy(rng.normal(size=(10, n))) for m, n in sizes.items()}
+        batches.append(
+            {
+                "sample_id": torch.arange(10) + 10 * t, "copy": torch.zeros(10, dtype=torch.int16), "inputs": inputs,
+                "present": present, "target": torch.from_numpy(rng.integers(0, 3, 10)),
+            }
+        )  # fmt: skip
+    train(whole, "ensemble", batches)
+    for i, m in enumerate(sizes):
+        rows = [b["present"][:, i] for b in batches]
+        some = [
+            {
+                "sample_id": b["sample_id"][r], "copy": b["copy"][r], "inputs": {m: b["inputs"][m][r]},
+                "present": torch.ones(int(r.sum()), 1, dtype=torch.bool), "target": b["target"][r],
+            }
+            for b, r in zip(batches, rows, strict=True)
+        ]  # fmt: skip
+        train(alone[m], "joint", some)
+        for k, v in alone[m].state_dict().items():
+            torch.testing.assert_close(whole.state_dict()[k], v, rtol=1e-12, atol=1e-12)
+    # Averaged logits and averaged log-probabilities: the same probabilities.
+    batch = batches[0] | {"present": torch.ones(10, 2, dtype=torch.bool)}
+    logits = whole(batch["inputs"], batch["present"])
+    logs = torch.stack([z.log_softmax(dim=1) for z in logits.unimodal_logits.values()]).mean(dim=0)
+    torch.testing.assert_close(logits.logits.softmax(dim=1), logs.softmax(dim=1))
+
+
+def test_an_ensemble_needs_the_average():
+    model = LateFusion({"a": MLP(3), "b": MLP(3)}, 2)
+    with pytest.raises(
+        EquipoiseError, match=r"Balancer 'ensemble' is defined for the fusion 'average', .* fusion='average'"
+    ):
+        balancers.get("ensemble").check(model, Classification(2))

@@ -143,19 +143,20 @@ def test_unimodal_of_a_balancer_is_checked():
 def test_the_table_of_the_page_is_the_table_of_the_code():
     """docs/models.md: one row a fusion; yes where a combination is built, no where it is refused."""
     page = (ROOT / "docs" / "models.md").read_text()
-    columns = ("feature", "input", "drop", "split", "heads", "coalition")
+    columns = ("feature", "input", "mean", "token", "drop", "split", "heads", "coalition")
     table = {}
     for line in page.splitlines():
         cells = [c.strip(" `") for c in line.strip().strip("|").split("|")]
-        if len(cells) == 7 and set(cells[1:]) <= {"yes", "no"}:
+        if len(cells) == 9 and set(cells[1:]) <= {"yes", "no"}:
             table[cells[0]] = dict(zip(columns, cells[1:], strict=True))
     assert list(table) == [*FUSIONS, "early"]
-    small = MODALITIES[:2]
-    for name, absence, unimodal in product(table, columns[:3], columns[3:]):
+    small = [Modality(name="a", shape=(3,), transform="standardize"), Modality(name="b", shape=(4,))]
+    fills = {"b": torch.arange(4.0)}
+    for name, absence, unimodal in product(table, columns[:5], columns[5:]):
         legal = table[name][absence] == table[name][unimodal] == "yes"
         try:
             kind = {"kind": "early"} if name == "early" else {"fusion": name}
-            build_model(ModelConfig(absence=absence, **kind), small, 3, unimodal=unimodal)
+            build_model(ModelConfig(absence=absence, **kind), small, 3, unimodal=unimodal, fills=fills)
         except (EquipoiseError, ValidationError):
             assert not legal, (name, absence, unimodal)
         else:

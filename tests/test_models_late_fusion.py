@@ -173,12 +173,15 @@ def test_a_modality_that_no_row_has(fusion, absence, unimodal):
     groups = check_ownership(model)
     encoder = set(model.encoders["image"].parameters())
     for p in groups["image"]:
-        assert (p.grad is not None) == (absence == "input" and p in encoder)
+        stands_in = (absence in ("input", "mean") and p in encoder) or (
+            absence == "token" and p is model.tokens["image"]
+        )
+        assert (p.grad is not None) == stands_in
     assert all(p.grad is not None for p in groups["head"])
     assert all(p.grad is not None for p in model.encoders["audio"].parameters())
 
 
-@pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize("fusion", [f for f in FUSIONS if "input" in FUSIONS[f].absences])
 def test_input_runs_the_encoding_of_absence_in_every_forward(fusion):
     model = build(fusion, "input")
     calls = dict.fromkeys(NAMES, 0)
@@ -230,7 +233,8 @@ def test_split_logits_add_up_to_the_fused_ones(fusion, absence):
 
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_auto_is_split_for_linear_heads_else_heads(fusion):
-    assert build(fusion).unimodal == ("split" if fusion in ("concat", "sum") else "heads")
+    made = build(fusion, FUSIONS[fusion].absences[0])
+    assert made.unimodal == ("split" if fusion in ("concat", "sum", "average") else "heads")
 
 
 @pytest.mark.parametrize("unimodal", ["split", "heads"])
@@ -251,7 +255,10 @@ def test_ownership_is_complete(fusion, absence, unimodal):
     groups = check_ownership(model)
     assert list(groups) == [*NAMES, "shared", "head"]
     assert sum(map(len, groups.values())) == len(list(model.parameters()))
-    assert set(groups["head"]) == set(model.fusion.parameters())
+    owned = {p: m for m, parameters in model.fusion.owned().items() for p in parameters}
+    assert set(groups["head"]) == set(model.fusion.parameters()) - set(owned)
+    assert all(p in set(groups[m]) for p, m in owned.items())
+    assert all(model.tokens[m] in set(groups[m]) for m in model.tokens)
     if unimodal == "heads":
         assert set(model.heads["text"].parameters()) <= set(groups["text"])
 
@@ -379,11 +386,14 @@ def test_absent_values():
     ("arguments", "message"),
     [
         ({"fusion": "concat", "absence": "drop"}, "absence='drop' has no meaning for fusion='concat', which needs a feature"
-         " of every modality: use absence='feature' or 'input', or fusion='sum' or 'attention'."),
+         " of every modality: use absence='feature' or 'input' or 'mean' or 'token', or fusion='sum' or 'attention' or"
+         " 'average'."),
         ({"fusion": "gated", "absence": "drop"}, "absence='drop' has no meaning for fusion='gated'"),
         ({"fusion": "film", "absence": "drop"}, "absence='drop' has no meaning for fusion='film'"),
         ({"fusion": "gated", "unimodal": "split"}, "unimodal='split' has no meaning for fusion='gated', whose logits are not"
-         " a sum of one term a modality: use unimodal='heads' or 'coalition', or fusion='concat' or 'sum'."),
+         " a sum of one term a modality: use unimodal='heads' or 'coalition', or fusion='concat' or 'sum' or 'average'."),
+        ({"fusion": "average", "absence": "feature"}, "absence='feature' has no meaning for fusion='average', which takes the"
+         " mean over what is there: use absence='drop', or fusion="),
         ({"fusion": "film", "unimodal": "split"}, "unimodal='split' has no meaning for fusion='film'"),
         ({"fusion": "attention", "unimodal": "split"}, "unimodal='split' has no meaning for fusion='attention'"),
         ({"fusion": "concatenate"}, "Unknown fusion 'concatenate': did you mean 'concat'?"),
@@ -448,5 +458,5 @@ def test_autocast_and_one_modality():
     assert out.logits.isfinite().all()
     out.logits.float().sum().backward()
     for fusion in FUSIONS:
-        single = LateFusion({"a": MLP(3)}, 2, fusion)
+        single = LateFusion({"a": MLP(3)}, 2, fusion, FUSIONS[fusion].absences[0])
         assert single({"a": torch.zeros(2, 3)}, torch.ones(2, 1, dtype=torch.bool)).logits.shape == (2, 2)
