@@ -9,23 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from equipoise.datasets.foreign import open_table
-from equipoise.datasets.looking import DISTINCT, ColumnLook
+from equipoise.datasets.looking import ColumnLook
 from equipoise.datasets.manifest import SPLITS, check_modalities
-from equipoise.models.errors import EquipoiseError, unknown
+from equipoise.datasets.target_guess import few, guess_target
+from equipoise.models.errors import EquipoiseError
 from equipoise.models.modality import Modality
 
 ROWS, CELLS, BYTES = 10_000, 1_000_000, 1 << 27  # looked at, whichever is reached first
 _IDS = ("id", "source_id", "sample_id", "row_id", "uid", "uuid", "key", "index", "name", "file", "filename")
-_TARGETS = (
-    "target", "label", "labels", "class", "category", "y", "genre", "species", "diagnosis", "outcome", "answer", "emotion",
-    "sentiment", "survived", "churn",
-)  # fmt: skip
 _SPLITS = ("split", "fold", "subset", "partition", "set")
 _GROUPS = (
     "group", "subject", "patient", "person", "participant", "user", "owner", "customer", "speaker", "artist", "author",
     "session", "site", "family", "device", "recording",
 )  # fmt: skip
-_MOST_CLASSES, _LONGEST = 200, 512
+_LONGEST = 512
 
 
 @dataclass
@@ -35,7 +32,9 @@ class Guess:
     looked: int
     more: bool  # rows were left unlooked at
     target: str
-    classes: list[str]
+    predicts: str  # classes, labels or a range, in words
+    task: dict[str, Any] | None = None  # None: classification
+    task_labels: list[str] | None = None
     sample_key: str | None = None
     split: str | None = None
     group: str | None = None
@@ -53,17 +52,16 @@ def guess(source: Path, target: str | None = None) -> Guess:
     if not looked:
         raise EquipoiseError(f"{source} holds no rows.")
     left = dict(looks)
-    chosen = _target(left, target, source)
-    out = Guess(looked, more, chosen.name, sorted(map(str, chosen.values)))
-    count = f"{chosen.distinct} classes" if chosen.distinct <= DISTINCT else "many classes"
-    reason = "you said so" if target else "its name" if chosen.name.lower() in _TARGETS else "the last with few values"
-    out.why.append((chosen.name, "target", f"{reason}; {count}: {_few(out.classes)}"))
-    del left[chosen.name]
+    others = {c.name for c in left.values() if _is_group(c) or c.name.lower() in _SPLITS}
+    chosen = guess_target(left, target, source, others)
+    out = Guess(looked, more, chosen.column, chosen.predicts, chosen.task, chosen.task_labels)
+    out.why.append((chosen.column, "target", f"{chosen.reason}; {chosen.predicts}"))
+    del left[chosen.column]
     _roles(out, left)
     _modalities(out, left)
     if not out.modalities:
         raise EquipoiseError(
-            f"{source} has no column that could be a modality, beside the target {chosen.name!r}: look at it."
+            f"{source} has no column that could be a modality, beside the target {chosen.column!r}: look at it."
         )
     return out
 
@@ -85,42 +83,15 @@ def look(source: Path) -> tuple[dict[str, ColumnLook], int, bool]:
     return looks, looked, next(rows, None) is not None
 
 
-def _target(looks: dict[str, ColumnLook], asked: str | None, source: Path) -> ColumnLook:
-    def may_be(c: ColumnLook) -> bool:
-        labels = c.kind == "text" or (c.kind == "number" and c.integers)
-        return labels and 2 <= c.distinct <= min(_MOST_CLASSES, max(2, c.present // 2))
-
-    if asked is not None:
-        if asked not in looks:
-            raise unknown(f"column of {source}", asked, looks)
-        found = looks[asked]
-        if found.kind not in ("text", "number") or found.distinct < 2:
-            raise EquipoiseError(
-                f"The column {asked!r} of {source} cannot be predicted: it holds {found.kind} with {found.distinct} different "
-                "values, and a target has class names or numbers, two or more."
-            )
-        return found
-    named = [c for c in looks.values() if c.name.lower() in _TARGETS and may_be(c)]
-    others = [c for c in looks.values() if may_be(c) and not _is_group(c) and c.name.lower() not in _SPLITS]
-    short = [c for c in others if c.distinct <= 50 and max(c.words, default=1) <= 3]
-    for some in (named, [c for c in short if c.kind == "text"][-1:], short[-1:]):
-        if some:
-            return some[0]
-    raise EquipoiseError(
-        f"No column of {source} looks like a target (some classes, each in several rows): name it with --target COLUMN. There "
-        f"are {', '.join(looks)}."
-    )
-
-
 def _roles(out: Guess, left: dict[str, ColumnLook]) -> None:
     """Take split, id and group out of `left`."""
     for c in list(left.values()):
         if c.name.lower() in _SPLITS:
             if c.values and set(c.values) <= set(SPLITS):
                 out.split = c.name
-                out.why.append((c.name, "split", f"holds {_few(sorted(c.values))}"))
+                out.why.append((c.name, "split", f"holds {few(sorted(c.values))}"))
             elif c.distinct <= 10:
-                out.why.append((c.name, "ignored", f"a split, by its name, but it holds {_few(sorted(map(str, c.values)))}: "
+                out.why.append((c.name, "ignored", f"a split, by its name, but it holds {few(sorted(map(str, c.values)))}: "
                                 "rename its values to train, validation, test to use it"))  # fmt: skip
             else:
                 continue
@@ -223,7 +194,7 @@ def _given(c: ColumnLook) -> tuple[dict[str, Any] | None, str]:
     if len(c.shapes) == 1:
         return {"kind": "array", "shape": list(shape), "transform": "standardize"}, f"lists of shape {shape}"
     if len(tails) > 1:
-        return None, f"lists of different shapes ({_few([str(s) for s in c.shapes])})"
+        return None, f"lists of different shapes ({few([str(s) for s in c.shapes])})"
     lengths = [s[0] for s in c.shapes]
     what = {
         "kind": "sequence",
@@ -292,7 +263,3 @@ def _free(name: str, taken: Iterable[str]) -> bool:
     except EquipoiseError:
         return False
     return name not in taken and f"{name}_length" not in taken and not name.endswith("_length")
-
-
-def _few(values: Sequence[str]) -> str:
-    return ", ".join(values[:4]) + (", ..." if len(values) > 4 else "")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from equipoise.datasets.cells import MISSING
+from equipoise.datasets.targets import SEPARATOR
 
 DISTINCT = 1000  # values that are told apart
 _FILES = 20  # pictures or sounds that are opened
@@ -27,12 +28,15 @@ class ColumnLook:
     `kind`: number, text, image, audio, list, files (of a kind that is not read), bytes (of no kind we know), mixed or empty.
     `integers`: all numbers are whole, and in Parquet of a whole type.
     `unique`: no two cells are the same. `values`: up to `DISTINCT` of them. `words`: words a text. `shapes`: of lists; of
-    images (channels, height, width). `seconds`: of sounds. `gaps`: equal where the same rows are missing.
+    images (channels, height, width). `seconds`: of sounds. `gaps`: equal where the same rows are missing. `low`, `high`: of
+    finite numbers. `names`: how often each of the names is there that `;` joins in texts; `joined`: texts with a `;`.
     """
 
     def __init__(self, name: str, folder: Path | None, text: bool) -> None:
         self.name, self.folder, self.text = name, folder, text
-        self.rows = self.missing = self.gaps = 0
+        self.rows = self.missing = self.gaps = self.joined = 0
+        self.low, self.high = math.inf, -math.inf
+        self.names: Counter[str] = Counter()
         self.kinds: Counter[str] = Counter()
         self.integers = self.unique = True
         self.values: Counter[Any] = Counter()
@@ -94,6 +98,8 @@ class ColumnLook:
             return self._list(cell)
         if isinstance(cell, bool | int | float | np.number):
             self.integers &= isinstance(cell, int | np.integer) and not isinstance(cell, bool)
+            if not isinstance(cell, bool):
+                self._extend(float(cell))
             return "number", cell
         return "bytes", repr(cell)
 
@@ -103,6 +109,7 @@ class ColumnLook:
             try:
                 number = float(cell.replace("_", "?"))
                 self.integers &= number.is_integer()
+                self._extend(number)
                 return "number", cell
             except (ValueError, OverflowError):
                 pass
@@ -111,6 +118,11 @@ class ColumnLook:
                     return self._list(json.loads(cell))
                 except (ValueError, RecursionError):
                     pass
+        if len(cell) < 300:
+            for name in filter(None, map(str.strip, cell.split(SEPARATOR))):
+                if name in self.names or len(self.names) <= DISTINCT:
+                    self.names[name] += 1
+            self.joined += SEPARATOR in cell
         kind, suffix = "text", Path(cell).suffix.lower() if self.folder is not None and len(cell) < 300 else ""
         if suffix in _UNREAD:
             return "files", cell
@@ -118,6 +130,10 @@ class ColumnLook:
             kind = _SUFFIXES[suffix]
             self._open(kind, self.folder / cell)
         return kind, cell
+
+    def _extend(self, number: float) -> None:
+        if math.isfinite(number):
+            self.low, self.high = min(self.low, number), max(self.high, number)
 
     def _list(self, cell: Any) -> tuple[str, Any]:
         try:

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from equipoise.datasets.guessing import Guess, guess
 from equipoise.datasets.manifest import MAX_MODALITIES
+from equipoise.datasets.task_spec import TaskSpec, task_spec
 from equipoise.models.errors import EquipoiseError
 from equipoise.pipelines.tables import table
 
@@ -67,14 +68,14 @@ def _notes(found: Guess) -> list[str]:
 def _data(found: Guess, source: Path, out: Path, looked: str) -> str:
     # From the folder of data.yaml, so that both can be moved together.
     path = os.path.relpath(source.resolve(), out.resolve())
-    classes = ", ".join(found.classes[:6]) + (", ..." if len(found.classes) > 6 else "")
     lines = [
         f"# What `equipoise prepare` reads. Guessed by `equipoise init` from {looked} rows: check every line.",
         _line("source", path, "csv, Parquet file or folder, from the folder of this file"),
         "",
         "# Columns that are no modality.",
         _line("sample_key", found.sample_key, "each row's own id; null: the rows are numbered"),
-        _line("target", found.target, f"what is predicted: {classes}"),
+        _line("target", found.target, f"what is predicted: {found.predicts}"),
+        *_task(found),
         _line("split", found.split, "a column with train, validation, test; null: by the fractions below"),
         _line("group", found.group, "rows with the same value stay in one split; null: each row for itself"),
         "",
@@ -93,8 +94,22 @@ def _data(found: Guess, source: Path, out: Path, looked: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _task(found: Guess) -> list[str]:
+    """The lines of a task that is no classification into the classes found."""
+    if found.task is None:
+        return []
+    if found.task["kind"] == "regression":
+        what = "within the tolerance a prediction counts as right; here it is a tenth of the range, rounded: choose your own"
+        return [_line("task", found.task, what)]
+    labels = _line("task_labels", found.task_labels, "all names that there are; a row with another one cannot be used")
+    return [_line("task", found.task, "any number of labels may be true of a row"), labels]
+
+
 def _fit(found: Guess, out: Path) -> str:
     batch_size = 64 if found.looked >= 1000 else 32 if found.looked >= 200 else 8
+    spec = task_spec(found.task, found.task_labels)
+    task = TaskSpec(labels=("a", "b")).build() if spec is None else spec.build()
+    better = f"validation {task.headline}" + (" (lower is better)" if task.lower_is_better else "")
     resampler = {"name": "sample", "options": {"warmup": 1}}
     lines = [
         "# What `equipoise fit` reads. Any key may be changed on the command line: equipoise fit fit.yaml max_epochs=5",
@@ -108,7 +123,7 @@ def _fit(found: Guess, out: Path) -> str:
         "",
         _line("batch_size", batch_size, ""),
         _line("max_epochs", 20, ""),
-        _line("early_stopping", {"patience": 5}, "epochs without a better validation accuracy"),
+        _line("early_stopping", {"patience": 5}, f"epochs without a better {better}"),
         _line("optimizer", {"lr": 0.001}, ""),
         _line("workers", 1, "training processes"),
         _line("actors", 1, "valuing processes"),

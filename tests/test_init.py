@@ -125,6 +125,72 @@ def test_columns_are_taken_for_what_they_are_and_the_files_work(tmp_path, case):
     assert manifest.names == tuple(found.modalities)
 
 
+TASKS = {
+    "floats": ("target", lambda i: i / 30 - 3, {"kind": "regression", "tolerance": 1}, "mae"),
+    "whole numbers of many values": ("target", lambda i: 25 + i, {"kind": "regression", "tolerance": 30}, "mae"),
+    "small numbers": ("y", lambda i: i * 1e-6, {"kind": "regression", "tolerance": 3e-05}, "mae"),
+    "names joined by ;": (
+        "labels", lambda i: ("sad", "sad; slow", "loud;happy;slow", "loud")[i % 4], {"kind": "multilabel"}, "macro_f1",
+    ),
+    "whole numbers that count classes": ("target", lambda i: i % 25, None, "accuracy"),
+    "few whole numbers": ("target", lambda i: (3, 7, 12)[i % 3], None, "accuracy"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+@pytest.mark.parametrize("case", TASKS)
+def test_the_kind_of_task_is_guessed_and_the_files_prepare_and_fit(tmp_path, monkeypatch, case, suffix):
+    name, value, task, metric = TASKS[case]
+    if (case, suffix) == ("few whole numbers", "parquet"):
+        pytest.skip("class indices in Parquet count from 0")
+    n = 300
+    columns = {"id": ids(n), name: [value(i) for i in range(n)], "note": texts(n), "x": numbers(n)}
+    if suffix == "csv":
+        write(tmp_path / "mine.csv", columns)
+    else:
+        pq.write_table(pa.table(columns), tmp_path / "mine.parquet")
+    monkeypatch.chdir(tmp_path)
+    init(f"mine.{suffix}", ".", Console(file=io.StringIO(), width=200))
+    text = (tmp_path / "data.yaml").read_text()
+    given = yaml.safe_load(text)
+    assert given["target"] == name
+    assert given.get("task") == task
+    assert given.get("task_labels") == (["happy", "loud", "sad", "slow"] if metric == "macro_f1" else None)
+    assert ("a tenth of the range, rounded" in text) == (metric == "mae")
+    told = f"validation {metric}" + (" (lower is better)" if metric == "mae" else "")
+    assert f"# epochs without a better {told}\n" in (tmp_path / "fit.yaml").read_text()
+    manifest = prepare_yaml("data.yaml", "data")
+    assert manifest.task.kind == (task or {"kind": "classification"})["kind"]
+    epochs = train_light(load_config("fit.yaml", {"max_epochs": 2})).epochs
+    assert [row["metric"] for row in epochs] == [metric] * 2
+
+
+def test_a_column_named_as_the_target_may_be_of_any_kind(tmp_path):
+    columns = {"id": ids(), "price": numbers(), "mood": ["sad;slow", "loud", "loud;slow", "sad"] * 15, "x": numbers()}
+    path = write(tmp_path / "mine.csv", {**columns, "label": labels(), "y": numbers()})
+    assert (guess(path).target, guess(path).task) == ("label", None)
+    assert guess(path, "y").task["kind"] == "regression"
+    assert guess(path, "mood").task_labels == ["loud", "sad", "slow"]
+    told = io.StringIO()
+    init(path, tmp_path / "start", Console(file=told, width=200), "price")
+    low, high = min(columns["price"]), max(columns["price"])
+    assert f"you said so; numbers of {low:g} to {high:g}: a regression" in told.getvalue()
+    # A semicolon alone makes no labels: these are sentences.
+    write(path, {"id": ids(), "x": numbers(), "label": [f"it is so; {i} times" for i in range(60)]})
+    assert guess(path, "label").task is None
+
+
+def test_truth_values_are_no_numbers_to_regress(tmp_path):
+    pq.write_table(pa.table({"id": ids(), "x": numbers(), "target": [True, False] * 30}), tmp_path / "mine.parquet")
+    assert guess(tmp_path / "mine.parquet", "target").task is None
+
+
+def test_rows_without_a_target_are_counted(tmp_path):
+    path = write(tmp_path / "mine.csv", {"id": ids(), "x": numbers(), "target": [None, *numbers(59)]})
+    init(path, tmp_path / "start", Console(file=io.StringIO()))
+    assert "1 of 60 rows have none and cannot be used" in (tmp_path / "start" / "data.yaml").read_text()
+
+
 def files_of(folder, n=60):
     (folder / "files").mkdir()
     for i in range(n):
