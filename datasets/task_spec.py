@@ -120,6 +120,21 @@ class TaskSpec(BaseModel):
         how = {"classification": "into", "multilabel": "with"}.get(self.kind, "of")
         return f"{'multi-label classification' if self.kind == 'multilabel' else self.kind} {how} {self.outputs}"
 
+    @property
+    def worth(self) -> str:
+        """The benefit of a prediction in words, which follow "the benefit of a prediction is"."""
+        if self.kind == "classification":
+            return "1 where it is the right class, else 0"
+        if self.kind == "segmentation":
+            return "the Dice of its regions, their mean"
+        if self.kind == "multilabel":
+            share = "the share of its labels that are right"
+            return share if self.benefit == "labels" else "1 where all its labels are right, else 0"
+        what = "it is" if len(self.labels) == 1 else "all its numbers are"
+        if self.benefit == "sign":
+            return f"1 where {what} of the right sign, else 0"
+        return f"1 where {what} within {self.tolerance:g} of the target, else 0"
+
     def build(self, fitted: Mapping[str, Any] | None = None) -> Task:
         """The task; `fitted` is the manifest's entry for the target, its train mean and deviation (regression)."""
         from equipoise import models  # torch, which reading alone does not need

@@ -11,6 +11,7 @@ from equipoise.pipelines.config import Config, flat
 from equipoise.pipelines.files import atomic, read_json
 from equipoise.pipelines.run import Run
 from equipoise.pipelines.sweeps import matrix_rows
+from equipoise.pipelines.tables import measured
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
@@ -89,9 +90,10 @@ def _body(run: Run) -> str:
     steps = run.metrics["step"]
     kind = "late-fusion" if config.model.kind == "late" else "early-fusion"
     names = ", ".join(manifest.names)
+    suffix = "parquet" if manifest.task.kind == "segmentation" else "csv"
     parts = [
         f"# {run.path.name}",
-        f"A {kind} model for {manifest.task.kind} into {manifest.task.num_classes} classes from {len(manifest.names)} "
+        f"A {kind} model for {manifest.task.described} from {len(manifest.names)} "
         f"modalities ({names}), trained by Equipoise with the balancer `{config.balancer.name}` and the resampler "
         f"`{config.resampler.name}`. Any of the modalities may be missing: then {_ABSENCE[run.best_model().absence]}.",
         "## Data",
@@ -103,14 +105,14 @@ def _body(run: Run) -> str:
             ["modality", "kind", "shape"],
             [[m.name, m.kind, " x ".join(map(str, m.shape)) or "-"] for m in manifest.modalities],
         ),
-        f"Classes: {_shortened(manifest.task.labels)}.",
+        f"{manifest.task.outputs}: {_shortened(manifest.task.labels)}. The benefit of a prediction is {manifest.task.worth}.",
         "## Settings",
         f"{_counted(int(steps.iloc[-1]), 'optimiser step')} of {config.batch_size} rows in {_counted(len(steps), 'epoch')}; "
         f"this is the model after epoch {best['epoch']} (from 0), the best on validation. What differs from the defaults; "
         "`config.yaml` has all:",
         _table(["key", "value"], [[f"`{key}`", f"`{value}`"] for key, value in _chosen(config).items()]),
         "## Results",
-        *(part for split, rows in _matrices(run).items() for part in _results(split, rows)),
+        *(part for split, rows in _matrices(run).items() for part in _results(run, split, rows)),
         "## Contributions",
         *_contributions(run),
         "## Limits",
@@ -126,17 +128,22 @@ def _body(run: Run) -> str:
             'print(run.matrix("validation"))',
         ),
         "New rows, modalities may be missing, and evaluation:",
-        _block("sh", "equipoise predict . new.csv --out predictions.csv", "equipoise evaluate . --split test"),
+        _block("sh", f"equipoise predict . new.csv --out predictions.{suffix}", "equipoise evaluate . --split test"),
         "## Versions",
         *_versions(run),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _results(split: str, rows: Sequence[dict[str, Any]]) -> list[str]:
+def _results(run: Run, split: str, rows: Sequence[dict[str, Any]]) -> list[str]:
     metrics = [*_metrics(rows[0]), "loss"]
     cells = [[row["coalition"], int(row["rows"]), *(row.get(name, math.nan) for name in metrics)] for row in rows]
-    return [f"{split.capitalize()}, by the modalities that are present:", _table(["present", "rows", *metrics], cells)]
+    task = run.manifest.build_task()
+    note = f" Of {task.headline}, lower is better." if task.lower_is_better else ""
+    return [
+        f"{split.capitalize()}, by the modalities that are present.{note}",
+        _table(["present", "rows", *metrics], cells),
+    ]
 
 
 def _contributions(run: Run) -> list[str]:
@@ -148,7 +155,11 @@ def _contributions(run: Run) -> list[str]:
     rows = [[name, *(values[name] for values in found.values())] for name in run.manifest.names]
     return [
         "The mean over samples of a modality's Shapley value. In a sample, those of its modalities add up to their number "
-        "where the prediction from all of them is right, else to 0; so 1 is an equal share of a right prediction.",
+        + (
+            "times the benefit of the prediction from all of them; so 1 is an equal share of a perfect prediction."
+            if run.manifest.build_task().graded
+            else "where the prediction from all of them is right, else to 0; so 1 is an equal share of a right prediction."
+        ),
         _table(["modality", *found], rows),
     ]
 
@@ -208,4 +219,4 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def _cell(value: Any) -> str:
-    return f"{value:.4f}" if isinstance(value, float) else str(value).replace("|", "\\|").replace("\n", " ")
+    return measured(value, 4) if isinstance(value, float) else str(value).replace("|", "\\|").replace("\n", " ")

@@ -7,8 +7,18 @@ from rich.table import Table
 from rich.text import Text
 
 
+def measured(value: float, digits: int = 3) -> str:
+    """A number of any size: `digits` behind the point for what is about as large as a share, else `digits` + 1 that count."""
+    size = abs(value)
+    if size >= 10 ** (digits + 1):
+        return f"{value:,.0f}"
+    if size >= 10:
+        return f"{value:#.{digits + 1}g}".rstrip(".")
+    return f"{value:.{digits}f}" if size == 0 or size >= 10**-digits else f"{value:.{digits + 1}g}"
+
+
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
-    """A plain table: text to the left, numbers to the right, floats with three digits."""
+    """A plain table: text to the left, numbers to the right, floats as `measured` has them."""
     out = Table(title=title, title_justify="left", title_style="bold")
     shown = list(rows)
     for i, column in enumerate(columns):
@@ -16,7 +26,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> 
         out.add_column(column, justify="right" if numbers else "left")
     for row in shown:
         # Text, not markup: "[i, m]" in a description is no tag.
-        out.add_row(*(Text(f"{cell:.3f}" if isinstance(cell, float) else str(cell)) for cell in row))
+        out.add_row(*(Text(measured(cell) if isinstance(cell, float) else str(cell)) for cell in row))
     return out
 
 

@@ -14,8 +14,8 @@ KINDS = {"multilabel": "digit-attributes", "regression": "diabetes", "segmentati
 OPTIONS = {"segmentation": {"volumes": 40, "size": 8}}
 CONFIGS = {
     "multilabel": {"batch_size": 64, "max_steps": 60, "optimizer": {"lr": 0.005}},
-    "regression": {"batch_size": 32, "max_steps": 60, "optimizer": {"lr": 0.005}},
-    "segmentation": {"batch_size": 8, "max_steps": 24, "optimizer": {"lr": 0.01}},
+    "regression": {"batch_size": 32, "max_steps": 40, "optimizer": {"lr": 0.005}},
+    "segmentation": {"batch_size": 8, "max_steps": 16, "optimizer": {"lr": 0.01}},
 }
 
 

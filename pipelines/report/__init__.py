@@ -26,6 +26,7 @@ from equipoise.pipelines.report.facts import MANY, Facts, named
 from equipoise.pipelines.report.figures import Figure, number
 from equipoise.pipelines.report.samples import BYTES, one_sided
 from equipoise.pipelines.run import Run
+from equipoise.pipelines.tables import measured
 
 _HERE = Path(__file__).parent
 
@@ -66,6 +67,7 @@ def render(runs: Sequence[Facts]) -> str:
         lstrip_blocks=True,
     )
     environment.filters["number"] = number
+    environment.filters["measured"] = measured
     return environment.get_template("page.html").render(
         runs=parts,
         sections=sections,
@@ -128,8 +130,9 @@ def _parts(f: Facts, budget: int) -> dict[str, Any]:
 _TITLES = {
     "contributions": (
         "Contributions by epoch",
-        "How much of the right predictions each modality brought, as a mean over train. At 1 a modality brings its fair "
-        "share; a line far below the others lags. ◇ is the sweep with the best checkpoint, the dotted upright its epoch.",
+        "How much of the benefit of the predictions (1 where they are right) each modality brought, as a mean over train. "
+        "At 1 a modality brings its fair share of right predictions; a line far below the others lags. ◇ is the sweep with "
+        "the best checkpoint, the dotted upright its epoch.",
     ),
     "resampling": ("What the resampler did", "Entries that each epoch trained on beside every sample once."),
     "losses": ("Losses and metrics", "Training by objective; validation with all modalities and with each alone."),
@@ -163,10 +166,12 @@ def _glance(parts: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                 size, value = row["modalities"], row.get(f.headline)
                 if value is not None and (size == len(f.modalities) or (size == 1 and len(f.modalities) <= MANY)):
                     name = "all modalities" if size == len(f.modalities) else f"only {row['coalition']}"
-                    numbers[f"{split} {f.headline}, {name}"] = (f"{value:.3f}", "best epoch")
+                    numbers[f"{split} {f.headline}, {name}"] = (measured(value), "best epoch")
             if matrix and (pair := f.average_and_gap(matrix)) is not None:
-                numbers[f"{split} Avg"] = (f"{pair[0]:.3f}", f"mean {f.headline} with one modality missing")
-                numbers[f"{split} Gap"] = (f"{pair[1]:.3f}", "largest difference between these")
+                numbers[f"{split} Avg"] = (measured(pair[0]), f"mean {f.headline} with one modality missing")
+                numbers[f"{split} Gap"] = (measured(pair[1]), "largest difference between these")
+        if f.valued is not None and f.manifest.task.kind != "classification":
+            numbers["train benefit"] = (measured(f.valued.benefit), f"mean, {f.valued.title}: {f.manifest.task.worth}")
         if len(f.modalities) <= MANY:
             for row in part["summary"]:
                 numbers[f"contribution of {row[0]}"] = (

@@ -35,7 +35,8 @@ def contributions(f: Facts) -> list[Figure]:
         for i, m in enumerate(f.modalities)
         if (values := f.column(f"contribution/{m}")) is not None
     ]
-    marks = [Mark("1 = an equal share", 1.0)]
+    whole = "perfect" if f.task.graded else "right"
+    marks = [Mark(f"1 = an equal share of a {whole} prediction", 1.0)]
     if f.valued is not None and f.valued.epoch == "best" and f.best is not None:
         means = _means(f.valued.contributions)
         marks += [
@@ -52,7 +53,8 @@ def distribution(f: Facts) -> tuple[list[Figure], list[Figure]]:
     """Histograms, and one scatter a pair of modalities, of the stored sweep; none above six modalities."""
     if f.valued is None or len(f.modalities) > MANY:
         return [], []
-    table, width = f.valued.contributions, cell_width(len(f.modalities), f.valued.values.graded)
+    table = f.valued.contributions
+    width = cell_width(grid(f), table if f.valued.values.graded else None)
     cells = np.floor(table / width + 0.5)
     known = cells[~np.isnan(cells)].astype(int)
     span = range(int(known.min()), int(known.max()) + 1) if len(known) else range(0)
@@ -73,9 +75,29 @@ def distribution(f: Facts) -> tuple[list[Figure], list[Figure]]:
     return [histogram], pairs
 
 
-def cell_width(num_modalities: int, graded: bool) -> float:
-    """Width of a histogram's bars: the grid 1 / M! of 0/1 benefits up to three modalities, else a quarter."""
-    return 1 / math.factorial(num_modalities) if num_modalities <= 3 and not graded else 0.25
+def grid(f: Facts) -> float | None:
+    """What all contributions are multiples of, up to three modalities: 1 / M!, by the number of labels where a benefit is
+    the share of them that is right; None where there is no such number, or it is small.
+    """
+    steps = math.factorial(len(f.modalities))
+    if f.manifest.task.kind == "multilabel" and f.task.graded:
+        steps *= len(f.manifest.task.labels)
+    elif f.task.graded:
+        return None
+    return 1 / steps if len(f.modalities) <= 3 else None
+
+
+def cell_width(step: float | None, graded: np.ndarray | None = None) -> float:
+    """Width of a histogram's bars. 0/1 benefits: the `grid`, else a quarter. `graded` contributions [n, M]: a multiple of the
+    grid, else a round number, by which nine tenths of them fill about ten bars.
+    """
+    if graded is None:
+        return step or 0.25
+    known = graded[~np.isnan(graded)]
+    span = float(np.quantile(known, 0.95) - np.quantile(known, 0.05)) if len(known) else 0.0
+    if step is not None:
+        return step * max(1, round(span / 10 / step))
+    return next((width for width in (0.25, 0.1, 0.05, 0.025) if span >= 10 * width), 0.01)
 
 
 def summary(f: Facts) -> list[list[str | float | int]]:

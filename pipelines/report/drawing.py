@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any
 
 from markupsafe import Markup, escape
@@ -238,7 +239,7 @@ def _rows(figure: Figure, together: Sequence[Figure]) -> Markup:
 
 
 def _bubbles(figure: Figure, together: Sequence[Figure]) -> Markup:
-    """A circle a cell, its area by the share of the samples."""
+    """A circle a cell, its area by the share of the samples, the largest hardly larger than a cell."""
     sides = [v for f in together for cell in f.cells for v in cell[:2]] or [0.0, 1.0]
     pad = 0.14 * ((max(sides) - min(sides)) or 1.0)
     low, high = min(sides) - pad, max(sides) + pad
@@ -248,9 +249,12 @@ def _bubbles(figure: Figure, together: Sequence[Figure]) -> Markup:
     ends = {"x1": plane.px(low), "y1": plane.py(low), "x2": plane.px(high), "y2": plane.py(high)}
     parts.append(el("g", el("title", "equal contributions") + el("line", **ends), css="level"))
     total = sum(c[2] for c in figure.cells) or 1
+    places = sorted({c[0] for f in together for c in f.cells} | {c[1] for f in together for c in f.cells})
+    gap = min((b - a for a, b in pairwise(places) if b - a > 1e-9), default=1.0)
+    largest = min(26.0, max(0.6 * (plane.px(gap) - plane.px(0)), 7.0))
     peak = max((c[2] / sum(d[2] for d in f.cells) for f in together for c in f.cells), default=1.0)
     for x, y, count in sorted(figure.cells, key=lambda c: -c[2]):
-        radius, at = max(26 * math.sqrt(count / total / peak), 2.5), {"x": plane.px(x), "y": plane.py(y)}
+        radius, at = max(largest * math.sqrt(count / total / peak), 2.5), {"x": plane.px(x), "y": plane.py(y)}
         said = f"{figure.x_label} {number(x)}, {figure.y_label} {number(y)}: {count:,} samples ({count / total:.1%})"
         circle = el("circle", cx=at["x"], cy=at["y"], r=radius)
         text = el("text", f"{count / total:.0%}", css="mid", x=at["x"], y=at["y"] + 4) if radius > 13 else ""

@@ -19,7 +19,7 @@ from equipoise.pipelines.files import read_json
 from equipoise.pipelines.run import Run
 from equipoise.pipelines.sentences import refused
 from equipoise.pipelines.sweeps import matrix_rows
-from equipoise.valuation.coalitions import coalition_name, members
+from equipoise.valuation.coalitions import bits, coalition_name, members
 from equipoise.valuation.plan import Plan
 from equipoise.valuation.store import read_values, values_of
 
@@ -43,6 +43,16 @@ class Valued:
     copies: np.ndarray
     values: Values
 
+    @property
+    def benefits(self) -> np.ndarray:
+        """float64 [n]: the benefit of each row's prediction from all the modalities that it has."""
+        at = bits(self.values.present).astype(np.int64) - 1
+        return self.values.score[np.arange(len(at)), at].astype(np.float64)
+
+    @property
+    def benefit(self) -> float:
+        return float(self.benefits.mean())
+
 
 class Facts:
     """A run as its folder tells it. `name` is what the page calls it.
@@ -65,7 +75,8 @@ class Facts:
         self.metrics = run.metrics
         self.steps = run.steps if (run.path / "steps.parquet").is_file() else pd.DataFrame()
         self.best: dict[str, Any] | None = run.checkpoints.best
-        self.headline = str((self.best or {}).get("metric", self.manifest.build_task().headline))
+        self.task = self.manifest.build_task()
+        self.headline = str((self.best or {}).get("metric", self.task.headline))
         self.environment: dict[str, Any] = read_json(run.path / "environment.json") or {}
 
     @property
@@ -109,10 +120,13 @@ class Facts:
         best = "none yet"
         if self.best:
             best = f"{self.best['epoch']} ({self.headline} {self.best['value']:.4g} on validation)"
+            best += ", the lowest" if self.task.lower_is_better else ""
         return {
             "balancer": _method(c.balancer),
             "resampler": _method(c.resampler),
-            "data set": f"{m.name} ({rows}; {m.task.num_classes} classes; hash {m.hash[:12]})",
+            "data set": f"{m.name} ({rows}; hash {m.hash[:12]})",
+            "task": m.task.described,
+            "benefit": f"{m.task.worth}",
             "modalities": ", ".join(f"{x.name} ({x.kind} {_shape(x.shape)})".replace(" )", ")") for x in m.modalities),
             "model": f"{c.model.kind}, fusion {c.model.fusion}" if c.model.kind == "late" else c.model.kind,
             "optimiser": f"{c.optimizer.name}, rate {c.optimizer.lr:g}, batch {c.batch_size}",
@@ -161,6 +175,17 @@ class Facts:
                 {"coalition": f"{size} of {len(self.modalities)} modalities", "coalitions": len(found), **numbers}
             )
         return out
+
+    def heading(self, measure: str) -> str:
+        """What the page calls a metric."""
+        return f"{measure} (lower is better)" if measure == self.headline and self.task.lower_is_better else measure
+
+    def bar(self, value: float, measure: str, rows: list[dict[str, Any]]) -> float:
+        """The length of a bar beside a value of the headline, 0 to 1: a share's own, else its part of the largest."""
+        if not self.task.lower_is_better:
+            return min(max(value, 0.0), 1.0)
+        largest = max((row[measure] for row in rows if row.get(measure, 0) > 0), default=1.0)
+        return float(min(max(value / largest, 0.0), 1.0))
 
     def average_and_gap(self, rows: list[dict[str, Any]]) -> tuple[float, float] | None:
         """Avg and Gap: mean, and largest difference, of the headline metric with exactly one modality missing."""

@@ -14,6 +14,8 @@ from PIL import Image
 
 from equipoise.datasets.columns import Decoder
 from equipoise.datasets.reading import Reader
+from equipoise.datasets.targets import SEPARATOR, decode_targets
+from equipoise.datasets.task_spec import TaskSpec
 from equipoise.models.errors import EquipoiseError
 from equipoise.models.modality import Modality
 from equipoise.pipelines.report.drawing import el
@@ -49,6 +51,7 @@ class Sample:
     copies: list[int]
     one_sided: float
     led_by: str
+    benefit: float
     right: list[str]
     right_of: int
     present: list[str]
@@ -88,7 +91,7 @@ def one_sided(f: Facts, budget: int = BYTES) -> Samples | None:
     why, media, labels = "", None, [""] * len(chosen)
     try:
         stored = Reader(f.run.config.data, f.manifest.hash).stored("train", values.sample_id[chosen])
-        labels = [f.manifest.task.labels[t] for t in stored["target"].to_pylist()]
+        labels = told(f.manifest.task, decode_targets(f.manifest.task, stored["target"].combine_chunks()))
         media = _shown(f.manifest.modalities, stored)
     except (EquipoiseError, OSError) as error:
         why = f"The samples cannot be shown as themselves: {error}"
@@ -103,13 +106,27 @@ def one_sided(f: Facts, budget: int = BYTES) -> Samples | None:
     return Samples(rows, len(table), total, why)
 
 
+def told(spec: TaskSpec, targets: np.ndarray) -> list[str]:
+    """Targets [n, *spec.row_shape] in words: the class; the labels that are true; the numbers; how much of each region."""
+    if spec.kind == "classification":
+        return [spec.labels[t] for t in targets.tolist()]
+    if spec.kind == "multilabel":
+        return [SEPARATOR.join(n for n, there in zip(spec.labels, row) if there) or "none" for row in targets]
+    if spec.kind == "regression":
+        return [", ".join(number(float(v)) for v in row) for row in targets]
+    shares = targets.reshape(*targets.shape[:2], -1).mean(axis=2)
+    return [", ".join(f"{n} {share:.1%}" for n, share in zip(spec.labels, row)) for row in shares]
+
+
 def _sample(f: Facts, at: int, gap: float, led_by: str, label: str, shown: list[Shown]) -> Sample:
     assert f.valued is not None
     values = f.valued.values
     there = int(bits(values.present[at : at + 1])[0])
     inside = [c for c in range(1, values.score.shape[1] + 1) if c & ~there == 0]
     if values.graded:
-        right = [f"{coalition_name(c, f.modalities)} {values.score[at, c - 1]:.2f}" for c in inside]
+        inside.sort(key=lambda c: (-c.bit_count(), c))
+        shown_of = inside if len(inside) <= 8 else [c for c in inside if c == there or c.bit_count() == 1]
+        right = [f"{coalition_name(c, f.modalities)} {values.score[at, c - 1]:.2f}" for c in shown_of]
     else:
         right = [coalition_name(c, f.modalities) for c in inside if values.score[at, c - 1]]
     return Sample(
@@ -120,6 +137,7 @@ def _sample(f: Facts, at: int, gap: float, led_by: str, label: str, shown: list[
         [int(x) for x in f.valued.copies[at]],
         gap,
         led_by,
+        float(f.valued.benefits[at]),
         right,
         len(inside),
         [m for i, m in enumerate(f.modalities) if values.present[at, i]],
@@ -182,7 +200,8 @@ def _uri(kind: str, data: bytes) -> str:
 
 
 def draw_array(x: np.ndarray, scale: tuple[float, float]) -> Shown:
-    """Numbers: bars (one axis, up to 64), lines (a signal: one long axis, at most 12 channels), else a heat map.
+    """Numbers: bars (one axis, up to 64), lines (a signal: one long axis, at most 12 channels), else a heat map, of a volume
+    [C, D, H, W] its middle slice.
 
     `scale` is the lowest and highest value of the modality in all samples shown, so that they can be compared.
     """
@@ -192,6 +211,8 @@ def draw_array(x: np.ndarray, scale: tuple[float, float]) -> Shown:
         picture = _array_bars(x, scale, said)
     elif x.ndim == 1 or (x.ndim == 2 and len(x) >= 24 and x.shape[1] <= 12):
         picture = _array_lines(x.reshape(len(x), -1), scale, said)
+    elif x.ndim == 4:
+        picture = _heat_map(x[0, x.shape[1] // 2], scale, f"{said}; the middle slice of the first channel")
     else:
         picture = _heat_map(x.reshape(-1, x.shape[-1]), scale, said)
     return Shown(picture, float(x.mean()) if x.size else 0.0)
