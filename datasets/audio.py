@@ -20,6 +20,7 @@ from scipy.signal.windows import hann
 from transformers.audio_utils import mel_filter_bank
 
 from equipoise.datasets.bad_value import BadValueError
+from equipoise.datasets.noise import RowNoise
 from equipoise.models.errors import EquipoiseError
 from equipoise.models.modality import Modality
 
@@ -40,8 +41,8 @@ def check(data: bytes) -> None:
             left -= len(_read(file, min(left, _BLOCK)))
 
 
-def log_mel(modality: Modality, data: bytes) -> NDArray[np.float32]:
-    """Float32 [T, n_mels] of a file, T at most `max_length`; frame t is about the time 10 ms * t.
+def log_mel(modality: Modality, data: bytes, noise: RowNoise | None = None) -> NDArray[np.float32]:
+    """Float32 [T, n_mels] of a file, T at most `max_length`; frame t is about the time 10 ms * t. `noise` is on the sound.
 
     No more is decoded than those frames need, however long the file is. Raises `BadValueError` for a file that does not
     decode, and `EquipoiseError` for more mel bins than the rate has frequencies for.
@@ -60,6 +61,8 @@ def log_mel(modality: Modality, data: bytes) -> NDArray[np.float32]:
             common = gcd(file.samplerate, rate)
             up, down = rate // common, file.samplerate // common
             sound = resample_poly(sound, up, down, window=_low_pass(max(up, down)))
+    if noise is not None:
+        sound = noise.sound(sound)
     hop = round(HOP * rate)
     half = len(window) // 2
     # Frames of the sound between silence, the first one centred at its first sample.

@@ -3,7 +3,7 @@
 Disk holds what was measured: the transform and the vocabulary, fitted on train rows, are applied when it is decoded.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from typing import Any
 
@@ -13,8 +13,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from equipoise.datasets.bad_value import BadValueError
+from equipoise.datasets.noise import RowNoise
 from equipoise.models.errors import EquipoiseError
 from equipoise.models.modality import Modality
+
+Noises = Sequence[RowNoise | None] | None
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _EIGHT_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
@@ -113,11 +116,12 @@ def _audio() -> Any:
     return audio
 
 
-def _unpacked(modality: Modality, data: bytes) -> NDArray[np.float32]:
+def _unpacked(modality: Modality, data: bytes, noise: RowNoise | None = None) -> NDArray[np.float32]:
     """What is in an encoded file. Raises `BadValueError`."""
-    found: NDArray[np.float32] = (
-        _pixels(modality, data) if modality.kind == "image" else _audio().log_mel(modality, data)
-    )
+    if modality.kind == "image":
+        pixels = _pixels(modality, data)
+        return pixels if noise is None else noise.pixels(pixels)
+    found: NDArray[np.float32] = _audio().log_mel(modality, data, noise)
     return found
 
 
@@ -141,13 +145,13 @@ class Decoder:
 
             self.tokenizer = Tokenizer.from_str(fitted["tokenizer"])
 
-    def __call__(self, values: pa.Array) -> tuple[NDArray[Any], NDArray[np.int64] | None]:
+    def __call__(self, values: pa.Array, noises: Noises = None) -> tuple[NDArray[Any], NDArray[np.int64] | None]:
         """Decode n stored values, none of them null: ([n, *decoded_shape], lengths int64[n] or None).
 
-        Raises `EquipoiseError` for stored bytes that are not what the manifest says.
+        `noises`: that of each value, None for none. Raises `EquipoiseError` for stored bytes that are not what the manifest says.
         """
         m = self.modality
-        rows = self.rows(values)
+        rows = self.rows(values, noises)
         if not m.has_length:
             return np.stack(rows) if rows else np.zeros((0, *m.decoded_shape), m.decoded_dtype), None
         out = np.zeros((len(rows), *m.decoded_shape), m.decoded_dtype)
@@ -157,24 +161,25 @@ class Decoder:
             out[i, : len(row)] = row
         return out, lengths
 
-    def rows(self, values: pa.Array) -> list[NDArray[Any]]:
+    def rows(self, values: pa.Array, noises: Noises = None) -> list[NDArray[Any]]:
         """Each value decoded and cut to `max_length`, but not padded."""
         m = self.modality
+        stored = list(zip(values.to_pylist(), noises or [None] * len(values), strict=True))
         if m.kind == "text":
             if self.tokenizer is None:
                 raise EquipoiseError(
                     f"Text modality {m.name!r} has no fitted tokenizer in the manifest: prepare it again."
                 )
             # One by one: encode_batch starts a thread a core in every process that reads.
-            ids = (self.tokenizer.encode(text).ids[: m.max_length] for text in values.to_pylist())
-            return [np.asarray(i, np.int64) for i in ids]
-        return [self._standardize(self._raw(data)) for data in values.to_pylist()]
+            texts = (text if noise is None else noise.words(text) for text, noise in stored)
+            return [np.asarray(self.tokenizer.encode(text).ids[: m.max_length], np.int64) for text in texts]
+        return [self._standardize(self._raw(data, noise)) for data, noise in stored]
 
-    def _raw(self, data: bytes) -> NDArray[np.float32]:
+    def _raw(self, data: bytes, noise: RowNoise | None) -> NDArray[np.float32]:
         m = self.modality
         if m.kind in _FILES:
             try:
-                return _unpacked(m, data)
+                return _unpacked(m, data, noise)
             except BadValueError as error:
                 raise EquipoiseError(
                     f"A stored {m.kind} of modality {m.name!r} {error}: the shard is damaged."
@@ -186,7 +191,8 @@ class Decoder:
                 "shard is damaged, prepare the data set again."
             )
         numbers = np.frombuffer(data, "<f4").astype(np.float32, copy=False)
-        return numbers.reshape(m.shape) if m.kind == "array" else numbers.reshape(-1, *m.shape)[: m.max_length]
+        x = numbers.reshape(m.shape) if m.kind == "array" else numbers.reshape(-1, *m.shape)[: m.max_length]
+        return x if noise is None else noise.numbers(x, self.deviation)
 
     def _standardize(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
         return x if self.mean is None or self.deviation is None else (x - self.mean) / self.deviation

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
 from equipoise.datasets.columns import Decoder
+from equipoise.datasets.impairment import Impairment
 from equipoise.datasets.manifest import Manifest, Shard
 from equipoise.datasets.opening import open_parquet
 from equipoise.datasets.targets import decode_targets, dtype_of
@@ -43,17 +44,28 @@ class Reader:
         self._cache_bytes = cache_bytes
         self._cached: OrderedDict[tuple[str, int, str], pa.ChunkedArray] = OrderedDict()
         self._held = 0
+        self._impaired: tuple[tuple[str, str], NDArray[np.bool_]] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Reader, (self.root, self.manifest.hash, self._cache_bytes)
 
-    def read(self, split: str, sample_ids: ArrayLike, keep: ArrayLike | None = None) -> dict[str, np.ndarray]:
+    def read(
+        self,
+        split: str,
+        sample_ids: ArrayLike,
+        keep: ArrayLike | None = None,
+        impairment: Impairment | None = None,
+        epoch: int = 0,
+        copies: ArrayLike = 0,
+    ) -> dict[str, np.ndarray]:
         """The rows of `sample_ids` (int[n]; any order, repeats allowed), in that order.
 
         `keep`: bool[n, M], or [M] for all rows: a value that no row keeps is not decoded, a modality that no row of a
         chunk keeps is not read from its file. Returns `sample_id` int64[n], `target` [n, *task.row_shape], `present`
         bool[n, M] (on disk and kept) and a modality `<name>` float32 or int64 [n, *decoded_shape] and, where it has one,
         `<name>_length` int64[n]; zeros where it is not present. A value is decoded once, however often its row is asked for.
+        `impairment` takes modalities away and adds noise; `epoch` and `copies` (int[n]) are part of what its noise is drawn
+        from.
         Raises `EquipoiseError` for ids that the split does not have, a `keep` of another shape, and damaged shards.
         """
         manifest = self.manifest
@@ -69,9 +81,12 @@ class Reader:
             if m.has_length:
                 out[f"{m.name}_length"] = np.zeros(len(ids), np.int64)
         chunk_of = ids // manifest.chunk_rows
+        copy = np.broadcast_to(np.asarray(copies, np.int64), ids.shape)
+        if impairment is not None:
+            impairment.check(manifest.names)
         for chunk in np.unique(chunk_of):
             rows = np.flatnonzero(chunk_of == chunk)
-            self._read_rows(split, int(chunk), rows, kept[rows], out)
+            self._read_rows(split, int(chunk), rows, kept[rows], out, impairment, epoch, copy)
         return out
 
     def read_chunk(self, split: str, chunk: int, keep: ArrayLike | None = None) -> dict[str, np.ndarray]:
@@ -105,7 +120,15 @@ class Reader:
         return (bits[:, None] >> np.arange(len(self.manifest.modalities), dtype=np.uint16) & 1).astype(bool)
 
     def _read_rows(
-        self, split: str, chunk: int, rows: NDArray[np.int64], kept: NDArray[np.bool_], out: dict[str, np.ndarray]
+        self,
+        split: str,
+        chunk: int,
+        rows: NDArray[np.int64],
+        kept: NDArray[np.bool_],
+        out: dict[str, np.ndarray],
+        impairment: Impairment | None,
+        epoch: int,
+        copy: NDArray[np.int64],
     ) -> None:
         """Fill `rows` of `out`, all of one chunk."""
         manifest, modalities = self.manifest, self.manifest.modalities
@@ -116,23 +139,43 @@ class Reader:
         targets, which = np.unique(at, return_inverse=True)
         stored = table["target"].take(targets).combine_chunks()
         out["target"][rows] = decode_targets(manifest.task, stored)[which]
-        out["present"][rows] = kept & (bits[:, None] >> np.arange(len(modalities), dtype=np.uint16) & 1).astype(bool)
+        present = kept & (bits[:, None] >> np.arange(len(modalities), dtype=np.uint16) & 1).astype(bool)
+        if impairment is not None and impairment.missing:
+            left = present & ~self._lacking(impairment, split)[out["sample_id"][rows]]
+            present = np.where(left.any(axis=1, keepdims=True), left, present)
+        out["present"][rows] = present
         for bit, m in enumerate(modalities):
             shown = rows[out["present"][rows, bit]]
             if not len(shown):
                 continue
-            distinct, which = np.unique(out["sample_id"][shown], return_inverse=True)
+            asked, noisy = out["sample_id"][shown], impairment is not None and bool(impairment.noise.get(m.name))
+            # One value is decoded once, but each copy has noise of its own.
+            noises = None
+            if noisy and impairment is not None:
+                (distinct, copied), which = _unique(asked, copy[shown])
+                noises = impairment.noises(m.name, split, distinct, epoch, copied)
+            else:
+                distinct, which = np.unique(asked, return_inverse=True)
             stored = table[m.name].take(distinct - chunk * self.manifest.chunk_rows).combine_chunks()
             where = f"{self.root / self._place(split, chunk)[0].file}, chunk {chunk}, modality {m.name!r}"
             if stored.null_count:
                 raise EquipoiseError(f"{where}: a value marked as present is null: prepare the data set again.")
-            values, lengths = self._decoder(bit)(stored)
+            values, lengths = self._decoder(bit)(stored, noises)
             if values.dtype == np.float32 and not np.isfinite(values).all():
                 raise EquipoiseError(f"{where}: a decoded value is not finite: prepare the data set again.")
             self.decoded[m.name] += len(distinct)
             out[m.name][shown] = values[which]
             if lengths is not None:
                 out[f"{m.name}_length"][shown] = lengths[which]
+
+    def _lacking(self, impairment: Impairment, split: str) -> NDArray[np.bool_]:
+        """Which modalities an impairment takes from every row of a split: bool [rows, M]; the last one asked for is kept."""
+        key = (impairment.model_dump_json(), split)
+        if self._impaired is None or self._impaired[0] != key:
+            rows = self.manifest.splits[split].rows
+            table = np.stack([impairment.lacking(m, split, rows) for m in self.manifest.names], axis=1)
+            self._impaired = key, table
+        return self._impaired[1]
 
     def _ids(self, split: str, sample_ids: ArrayLike) -> NDArray[np.int64]:
         rows = self.manifest.split(split).rows
@@ -216,3 +259,11 @@ class Reader:
                 self._files.popitem(last=False)[1].close(force=True)
         self._files.move_to_end(shard.file)
         return self._files[shard.file]
+
+
+def _unique(
+    ids: NDArray[np.int64], copies: NDArray[np.int64]
+) -> tuple[tuple[NDArray[np.int64], NDArray[np.int64]], NDArray[np.int64]]:
+    """The distinct pairs of (id, copy) as two columns, and which of them each row is."""
+    distinct, which = np.unique(np.stack([ids, copies], axis=1), axis=0, return_inverse=True)
+    return (distinct[:, 0], distinct[:, 1]), which.reshape(-1)

@@ -81,9 +81,14 @@ def fit(
 def evaluate(
     run: Annotated[Path, typer.Argument(help="a run folder")],
     split: Annotated[str, typer.Option(help="train, validation or test")] = "validation",
+    impair: Annotated[bool, typer.Option("--impair", help="with each modality missing and noisy, too")] = False,
+    severity: Annotated[int, typer.Option(min=1, max=5, help="of the noise in the table of --impair")] = 3,
+    share: Annotated[float, typer.Option(min=0, max=1, help="of the rows that get noise")] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, help="of which rows lack what, and of the noise")] = 0,
 ) -> None:
     """The best model's metrics for every subset of modalities; the run card then has them too."""
     from equipoise.pipelines.card import write_card
+    from equipoise.pipelines.impaired import curve_table, impaired_table
     from equipoise.pipelines.run import Run
     from equipoise.pipelines.sweeps import matrix_rows
     from equipoise.pipelines.tables import matrix_table
@@ -92,6 +97,12 @@ def evaluate(
     rows = matrix_rows(opened.result(split), opened.manifest.names)
     console.print(matrix_table(rows, f"{opened.config.balancer.name} + {opened.config.resampler.name}: {split}"))
     write_card(opened)
+    if impair:
+        headline = opened.manifest.build_task().headline
+        found = opened.impaired(split, share, seed)
+        console.print(impaired_table(found, severity))
+        for condition in ("missing", "noisy"):
+            console.print(curve_table(found, headline, condition))
 
 
 @app.command()

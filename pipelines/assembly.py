@@ -18,6 +18,8 @@ def assemble(config: Config, manifest: Manifest) -> MultimodalModel:
     """The model of a run: seeded by the run's seed, with the balancer's first accepted kind of unimodal logits where the
     model's own default is not among them.
     """
+    if config.impairment is not None:
+        config.impairment.check(manifest.names)
     name = config.balancer.name
     accepts = balancers.get(name, **config.balancer.options).accepts
     model = build_seeded(config.model, manifest, "auto", config.seed)

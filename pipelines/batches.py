@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from equipoise.datasets.impairment import Impairment
 from equipoise.datasets.manifest import Manifest
 from equipoise.datasets.reading import Reader
 from equipoise.pipelines.seats import sit
@@ -38,6 +39,7 @@ class EpochSpec:
     rank: int
     world_size: int
     start_step: int = 0
+    impairment: Impairment | None = None
 
     def entries(self, manifest: Manifest) -> EntryList:
         return EntryList(
@@ -75,7 +77,14 @@ class ReadWindow:
             for at in range(0, len(mine), block):
                 part = mine[at : at + block]
                 keep = (part["keep"][:, None] >> bit & 1).astype(bool)
-                columns = self._reader.read("train", part["sample_id"].astype(np.int64), keep)
+                columns = self._reader.read(
+                    "train",
+                    part["sample_id"],
+                    keep,
+                    impairment=self.spec.impairment,
+                    epoch=self.spec.epoch,
+                    copies=part["copy"],
+                )
                 yield {**columns, "copy": part["copy"].astype(np.int16)}
 
 

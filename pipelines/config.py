@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from equipoise import balancers, valuation
+from equipoise.datasets.impairment import Impairment
 from equipoise.models import ModelConfig
 from equipoise.models.errors import EquipoiseError, unknown
 
@@ -99,6 +100,7 @@ class Config(Section):
     valuation: ValuationConfig = ValuationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()
+    impairment: Impairment | None = Field(None, description="what is wrong with the train rows, see docs/impairment.md")
     on_valuation_loss: Literal["stop", "reuse"] = Field(
         "stop", description="actors lost for valuation.timeout: stop, or train on the last plan and mark the epochs"
     )

@@ -96,8 +96,12 @@ def train_light(config: Config) -> LightRun:
         loss = 0.0
         for part in np.split(order, entries.steps)[:steps]:
             kept = (part["keep"][:, None] >> np.arange(len(names)) & 1).astype(bool)
-            rows = {name: column[part["sample_id"]] for name, column in columns["train"].items()}
-            rows |= {"present": rows["present"] & kept, "copy": part["copy"].astype(np.int16)}
+            if config.impairment is None:
+                rows = {name: column[part["sample_id"]] for name, column in columns["train"].items()}
+                rows["present"] = rows["present"] & kept
+            else:
+                rows = reader.read("train", part["sample_id"], kept, config.impairment, epoch, part["copy"])
+            rows["copy"] = part["copy"].astype(np.int16)
             loss += step(to_batch(rows, names, device)).loss / steps
             schedule.step()
 

@@ -154,6 +154,37 @@ class Run:
             return run_sweep(self.sweep(split, "best", self.best_checkpoint() / "model.pt", batch_size), valuers)
         return read_result(self.values_folder(split, self._swept(split, epoch)))
 
+    def impaired(self, split: str = "test", share: float = 1.0, seed: int = 0) -> pd.DataFrame:
+        """Metrics of the best model with each modality missing or noisy: see `equipoise.pipelines.impaired`. Kept in the run
+        folder, impaired/<split>.parquet, and made anew for another share or seed, or another best model.
+        """
+        import pandas as pd
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        from equipoise.datasets.reading import Reader
+        from equipoise.pipelines.files import atomic
+        from equipoise.pipelines.impaired import impaired
+
+        self.manifest.split(split)
+        path = self.path / "impaired" / f"{split}.parquet"
+        best = (self.checkpoints.best or {}).get("model_hash", "")
+        made = f"share={share} seed={seed} manifest={self.manifest.hash} model={best}".encode()
+        if path.is_file():
+            kept = open_parquet(path).read()
+            if (kept.schema.metadata or {}).get(b"equipoise") == made:
+                return kept.to_pandas()
+        model, batch_size = self.best_model(), self.config.valuation.batch_size
+        found = impaired(
+            model, self.manifest.build_task(), Reader(self.config.data), split, share, seed, batch_size=batch_size
+        )
+        path.parent.mkdir(exist_ok=True)
+        with atomic(path) as part:
+            pq.write_table(
+                pa.Table.from_pandas(found, preserve_index=False).replace_schema_metadata({b"equipoise": made}), part
+            )
+        return pd.DataFrame(found)
+
     def best_checkpoint(self) -> Path:
         """The folder of the checkpoint with the best validation metric.
 

@@ -136,6 +136,7 @@ class Training:
             rank=self.rank,
             world_size=self.world_size,
             start_step=self.position.step,
+            impairment=self.config.impairment,
         )
         entries = spec.entries(self.manifest)
         self.step.epoch = epoch
