@@ -47,7 +47,9 @@ class _Objective(nn.Module):
         self._step = [step]  # in a list, so that it is not registered as a submodule's attribute
 
     def forward(self, ctx: StepContext) -> Tensor:
-        return self._step[0]._loss(ctx)
+        loss = self._step[0]._loss(ctx)
+        # A worker without rows may have run no module at all; its backward pass must run all the same.
+        return loss if loss.requires_grad else loss + torch.zeros((), device=loss.device, requires_grad=True)
 
 
 class BalancedStep:

@@ -176,6 +176,7 @@ class Average(Fusion):
 
     def __init__(self, sizes: Mapping[str, int], num_outputs: int, dim: int = 64) -> None:
         super().__init__(sizes, num_outputs, dim)
+        self.num_outputs = num_outputs
         self.heads = nn.ModuleDict({m: nn.Linear(size, num_outputs) for m, size in sizes.items()})
 
     def forward(self, features: Mapping[str, Tensor], taking_part: Tensor) -> Tensor:
@@ -187,7 +188,7 @@ class Average(Fusion):
             if there[i]
         ]
         if not parts:
-            parts = [0 * self.split(m, features[m]) for m in self.sizes]
+            return next(iter(features.values())).new_zeros(len(taking_part), self.num_outputs)
         return torch.stack(parts).sum(dim=0) / taking_part.sum(dim=1, keepdim=True).clamp(min=1)
 
     def split(self, modality: str, feature: Tensor) -> Tensor:

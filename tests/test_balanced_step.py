@@ -31,9 +31,15 @@ def one_thread():
     torch.set_num_threads(before)
 
 
+def fitting(balancer):
+    """What a model of a balancer is built with."""
+    fusion = {"fusion": balancer.fusions[0], "absence": "drop"} if balancer.fusions else {}
+    return {"unimodal": balancer.accepts[0], **fusion}
+
+
 def make_step(name="joint", *, model=None, how=None, options=None, dtype=torch.float64, optimizer=None, **kwargs):
     balancer = name if isinstance(name, Balancer) else balancers.get(name, **(options or {}))
-    model = model or build_model(dtype, unimodal=balancer.accepts[0], **(how or {}))
+    model = model or build_model(dtype, **fitting(balancer), **(how or {}))
     optimizer = (optimizer or (lambda p: torch.optim.AdamW(p, lr=1e-2)))(model.parameters())
     return BalancedStep(model, Classification(CLASSES), balancer, optimizer, seed=11, **kwargs)
 
@@ -107,12 +113,12 @@ def test_a_model_of_another_kind_is_refused(name):
 
 
 def test_a_task_or_a_number_of_modalities_that_the_method_has_no_meaning_for_is_refused():
-    class Regression(Classification):
-        name = "regression"
+    class Ranking(Classification):
+        name = "ranking"
 
     model = build_model(torch.float32)
-    with refused("'joint' is defined for classification, not for the task 'regression': choose another balancer"):
-        BalancedStep(model, Regression(2), balancers.get("joint"), torch.optim.SGD(model.parameters()))
+    with refused("'ogm' is defined for classification, not for the task 'ranking': choose another balancer"):
+        BalancedStep(model, Ranking(2), balancers.get("ogm"), torch.optim.SGD(model.parameters()))
 
     class Pairwise(Balancer):  # without a name, it is registered nowhere
         max_modalities = 2
@@ -281,7 +287,7 @@ def test_a_result_is_made_of_plain_numbers(name):
     for numbers in (result.losses, result.statistics):
         assert type(numbers) is dict
         assert all(type(k) is str and type(v) is float and math.isfinite(v) for k, v in numbers.items())
-    assert "fused" in result.losses
+    assert ("fused" in result.losses) == (name != "ensemble")
     assert "gradient_norm" in result.statistics
 
 
@@ -335,8 +341,9 @@ def test_bfloat16_autocast_stays_near_float32(name, how):
     balancer = SKETCHES[name] if name in SKETCHES else lambda: balancers.get(name)
 
     def losses(autocast):
-        model = build_model(torch.float32, **how)
-        step = make_step(balancer(), model=model, autocast=autocast)
+        method = balancer()
+        model = build_model(torch.float32, **{**(fitting(method) if method.fusions else {}), **how})
+        step = make_step(method, model=model, autocast=autocast)
         result = step(batch(0, torch.float32))
         assert all(p.dtype == torch.float32 for p in model.parameters())
         assert all(p.grad.dtype == torch.float32 for p in model.parameters() if p.grad is not None)

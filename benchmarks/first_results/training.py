@@ -25,7 +25,11 @@ ROOT = Path(equipoise.__file__).parents[1]
 CODE = (
     "balancers/*.py",
     "datasets/columns.py",
+    "datasets/impairment.py",
+    "datasets/noise.py",
     "datasets/reading.py",
+    "datasets/targets.py",
+    "datasets/task_spec.py",
     "models/*.py",
     "valuation/*.py",
     "pipelines/assembly.py",
