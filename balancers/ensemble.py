@@ -22,6 +22,6 @@ class Ensemble(Balancer):
     tasks = ("classification", "multilabel", "regression", "segmentation")
 
     def objectives(self, ctx: StepContext) -> dict[str, Tensor]:
-        return {
-            m: ctx.mean(ctx.task.losses(ctx.unimodal_logits(m), ctx.target), m) for m in ctx.modalities if ctx.counts[m]
-        }
+        # A global batch without rows has no modality; a step needs an objective all the same.
+        there = [m for m in ctx.modalities if ctx.counts[m]] or list(ctx.modalities)
+        return {m: ctx.mean(ctx.task.losses(ctx.unimodal_logits(m), ctx.target), m) for m in there}

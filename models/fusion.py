@@ -188,7 +188,8 @@ class Average(Fusion):
             if there[i]
         ]
         if not parts:
-            return next(iter(features.values())).new_zeros(len(taking_part), self.num_outputs)
+            nothing = next(iter(features.values())).new_zeros(len(taking_part), self.num_outputs)
+            return nothing.requires_grad_(torch.is_grad_enabled())
         return torch.stack(parts).sum(dim=0) / taking_part.sum(dim=1, keepdim=True).clamp(min=1)
 
     def split(self, modality: str, feature: Tensor) -> Tensor:
