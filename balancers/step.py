@@ -47,9 +47,7 @@ class _Objective(nn.Module):
         self._step = [step]  # in a list, so that it is not registered as a submodule's attribute
 
     def forward(self, ctx: StepContext) -> Tensor:
-        loss = self._step[0]._loss(ctx)
-        # A worker without rows may have run no module at all; its backward pass must run all the same.
-        return loss if loss.requires_grad else loss + torch.zeros((), device=loss.device, requires_grad=True)
+        return self._step[0]._loss(ctx)
 
 
 class BalancedStep:
@@ -146,6 +144,7 @@ class BalancedStep:
 
         if gradients is not None:
             self._write(gradients, self.balancer.combine(gradients, last))
+        self._forget_dropped(last)
         # Before `modulate`, which may change the balancer's state: a refused step leaves everything as it was.
         self._refuse_nonfinite_gradient()
         self.balancer.modulate(self._by_owner(lambda p: p.grad), last)
@@ -313,6 +312,16 @@ class BalancedStep:
     def _write(self, gradients: Gradients, combined: Tensor) -> None:
         for p, part, used in zip(self.layout.parameters, self.layout.tensors, self._used.tolist(), strict=True):
             p.grad = combined[part].reshape(p.shape).to(p.dtype) if used else None
+
+    def _forget_dropped(self, ctx: StepContext) -> None:
+        """No gradient for what a modality owns that no row of the global batch has, where absence means left out: a worker
+        without rows must touch some parameter to go backward at all, and gives zeros then.
+        """
+        if self.model.absence == "drop":
+            for m in self.model.modalities:
+                if not ctx.counts[m]:
+                    for p in self.groups[m]:
+                        p.grad = None
 
     def _by_owner(self, value: Any) -> dict[str, list[Tensor]]:
         return {

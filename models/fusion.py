@@ -176,7 +176,6 @@ class Average(Fusion):
 
     def __init__(self, sizes: Mapping[str, int], num_outputs: int, dim: int = 64) -> None:
         super().__init__(sizes, num_outputs, dim)
-        self.num_outputs = num_outputs
         self.heads = nn.ModuleDict({m: nn.Linear(size, num_outputs) for m, size in sizes.items()})
 
     def forward(self, features: Mapping[str, Tensor], taking_part: Tensor) -> Tensor:
@@ -188,8 +187,9 @@ class Average(Fusion):
             if there[i]
         ]
         if not parts:
-            nothing = next(iter(features.values())).new_zeros(len(taking_part), self.num_outputs)
-            return nothing.requires_grad_(torch.is_grad_enabled())
+            # Zeros that depend on a parameter: DDP waits for a worker whose backward pass reaches none. The balanced step
+            # forgets them where no row of the global batch has the modality.
+            parts = [0 * self.split(m, features[m]) for m in self.sizes]
         return torch.stack(parts).sum(dim=0) / taking_part.sum(dim=1, keepdim=True).clamp(min=1)
 
     def split(self, modality: str, feature: Tensor) -> Tensor:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 _ABSENCE = {
     "feature": "its feature is zeros",
     "input": "its encoder gets the value that stands for absence",
+    "mean": "its encoder gets the mean of the train rows",
+    "token": "a learned feature stands in for it",
     "drop": "it is left out",
 }
 

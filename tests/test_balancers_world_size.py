@@ -89,6 +89,21 @@ def test_dropped_modalities(gloo, fusion):
     check(gloo, "summed", how={"fusion": fusion, "absence": "drop", "unimodal": "heads"}, cut="empty")
 
 
+@pytest.mark.parametrize("name", ["joint", "separate_summed"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"fusion": "average", "absence": "drop", "unimodal": "split"},
+        {"fusion": "concat", "absence": "token", "unimodal": "heads"},
+        {"fusion": "attention", "absence": "mean", "unimodal": "heads"},
+    ],
+    ids=str,
+)
+def test_who_gets_no_gradient_where_one_worker_has_no_rows(gloo, name, how):
+    # In two steps no row of any worker has "b": AdamW would tell the zeros of a worker without rows from no gradient.
+    check(gloo, name, how=how, cut="empty", optimizer="adamw")
+
+
 @pytest.mark.parametrize("absence", ["drop", "input"])
 @pytest.mark.parametrize("name", ["joint", "modality_dropout", "gmd"])
 def test_early_fusion(gloo, name, absence):
