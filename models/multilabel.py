@@ -14,7 +14,7 @@ from torchmetrics.classification import (
 )
 
 from equipoise.models.errors import EquipoiseError, unknown
-from equipoise.models.task import ALONE, Task
+from equipoise.models.task import ALONE, Probabilities, Task
 
 LabelBenefit = Literal["labels", "exact"]
 
@@ -70,7 +70,7 @@ class MultiLabel(Task):
         }
         if thorough:
             found["auroc"] = MultilabelAUROC(self.num_outputs, average="macro", thresholds=None, **alone)
-        return MetricCollection(found, compute_groups=False)
+        return Probabilities(_label_probabilities, found)
 
     def check(self, target: Tensor) -> None:
         if target.ndim != 2 or target.shape[1] != self.num_outputs:
@@ -84,3 +84,8 @@ class MultiLabel(Task):
             raise EquipoiseError(
                 f"The target of label {label} in row {row} of the batch is {float(target[row, label])}: a label is 0 or 1."
             )
+
+
+def _label_probabilities(logits: Tensor, target: Tensor) -> Tensor:
+    """float64[B, L]; certain of the wrong answer where a logit is not a number."""
+    return torch.where(logits.isnan(), 1.0 - target.double(), logits.double().sigmoid())

@@ -17,7 +17,7 @@ class Segmentation(Task):
     The loss of a sample is the mean over regions of 1 - (2 sum p t + 1) / (sum p + sum t + 1), p = sigmoid(logits), the sums
     over its own positions: the loss of the GMD paper (Wang et al., AAAI 2024; see `pooled_dice_loss` for the one its code
     has). The benefit is the mean over regions of the Dice of the positions with p > 0.5, 1 where a region is neither there
-    nor predicted.
+    nor predicted, 0 where a logit of it is not a number.
     """
 
     name = "segmentation"
@@ -41,7 +41,7 @@ class Segmentation(Task):
         return (1 - overlap).mean(dim=1)
 
     def benefit(self, logits: Tensor, target: Tensor) -> Tensor:
-        return case_dice(self.predict(logits), target).mean(dim=1)
+        return case_dice(logits, target).mean(dim=1)
 
     def predict(self, logits: Tensor) -> Tensor:
         """The positions of each region: bool[B, R, *positions]."""
@@ -65,11 +65,14 @@ class Segmentation(Task):
             raise EquipoiseError(f"The mask in row {row} of the batch holds something else than 0 and 1: mend it.")
 
 
-def case_dice(predicted: Tensor, target: Tensor) -> Tensor:
-    """float64[B, R]: 2 |P and T| / (|P| + |T|) of each case and region, 1 where both are empty."""
-    p, t = predicted.bool().flatten(2), target.bool().flatten(2)
+def case_dice(logits: Tensor, target: Tensor) -> Tensor:
+    """float64[B, R]: 2 |P and T| / (|P| + |T|) of each case and region, P where the logit is above 0; 1 where both are
+    empty, 0 where a logit is not a number (it would count as a rightly empty region).
+    """
+    p, t = (logits > 0).flatten(2), target.bool().flatten(2)
     both, either = 2.0 * (p & t).sum(dim=2).double(), (p.sum(dim=2) + t.sum(dim=2)).double()
-    return torch.where(either > 0, both / either.clamp(min=1), 1.0)
+    dice = torch.where(either > 0, both / either.clamp(min=1), 1.0)
+    return dice.masked_fill(logits.isnan().flatten(2).any(dim=2), 0.0)
 
 
 def pooled_dice_loss(logits: Tensor, target: Tensor) -> Tensor:
@@ -102,7 +105,7 @@ class CaseDice(Metric):
 
     def update(self, logits: Tensor, target: Tensor) -> None:
         part = slice(None) if self.region is None else slice(self.region, self.region + 1)
-        self.total += case_dice(logits[:, part] > 0, target[:, part]).mean(dim=1).sum()
+        self.total += case_dice(logits[:, part], target[:, part]).mean(dim=1).sum()
         self.cases += len(logits)
 
     def compute(self) -> Tensor:

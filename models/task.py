@@ -1,7 +1,7 @@
 """Tasks: what a prediction is, what it costs, and what it is worth."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -15,6 +15,24 @@ from equipoise.models.errors import EquipoiseError
 #: For every metric: never synced by torchmetrics, since a sweep's states are merged from its chunks, and inside a training
 #: worker a `compute` that waits for the other ranks would wait for ever.
 ALONE: dict[str, Any] = {"sync_on_compute": False}
+
+
+Readable = Callable[[Tensor, Tensor], Tensor]
+
+
+class Probabilities(MetricCollection):
+    """torchmetrics of probabilities, updated with logits: `readable(logits, target)` makes the ones of the others.
+
+    torchmetrics takes what lies in [0, 1] for probabilities and anything else for logits, by the look of each update: a small
+    chunk of small logits would be read otherwise than the rest.
+    """
+
+    def __init__(self, readable: Readable, metrics: dict[str, Any]) -> None:
+        super().__init__(metrics, compute_groups=False)
+        self.readable = readable
+
+    def update(self, logits: Tensor, target: Tensor) -> None:
+        super().update(self.readable(logits, target), target)
 
 
 class Task(ABC):
@@ -68,7 +86,7 @@ class Task(ABC):
 class Classification(Task):
     """Single-label classification: cross-entropy; the benefit is 1 where the largest logit is the label's, else 0.
 
-    Ties go to the lowest class.
+    Ties go to the lowest class. Logits of which one is not a number predict nothing, which is wrong.
     """
 
     name = "classification"
@@ -83,7 +101,9 @@ class Classification(Task):
         return F.cross_entropy(logits, target, reduction="none")
 
     def benefit(self, logits: Tensor, target: Tensor) -> Tensor:
-        return (logits.argmax(dim=1) == target).to(torch.float32)
+        # argmax takes a NaN for the largest, so that a broken model would be right about class 0.
+        right = (logits.argmax(dim=1) == target) & ~logits.isnan().any(dim=1)
+        return right.to(torch.float32)
 
     def predict(self, logits: Tensor) -> Tensor:
         """The class: int64[B]."""
@@ -98,7 +118,7 @@ class Classification(Task):
         }
         if thorough:
             found["auroc"] = MulticlassAUROC(self.num_outputs, average="macro", thresholds=None, **alone)
-        return MetricCollection(found, compute_groups=False)
+        return Probabilities(_class_probabilities, found)
 
     def check(self, target: Tensor) -> None:
         if target.is_floating_point() or target.ndim != 1:
@@ -112,3 +132,11 @@ class Classification(Task):
                 f"Label {int(target[row])} in row {row} of the batch is outside the {self.num_outputs} classes "
                 f"0..{self.num_outputs - 1}: give the task the right num_classes, or mend the label."
             )
+
+
+def _class_probabilities(logits: Tensor, target: Tensor) -> Tensor:
+    """float64[B, K]; certain of a wrong class where a logit is not a number."""
+    broken = logits.isnan().any(dim=1)
+    p = torch.nan_to_num(logits.double()).softmax(dim=1)
+    wrong = F.one_hot((target.long() + 1) % p.shape[1], p.shape[1]).to(p)
+    return torch.where(broken[:, None], wrong, p)
