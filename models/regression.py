@@ -49,7 +49,7 @@ class Regression(Task):
             )
         self.num_outputs = num_targets
         self.loss, self.kind = loss, benefit
-        self.tolerance = tolerance if benefit == "tolerance" else None
+        self.tolerance = float(tolerance) if benefit == "tolerance" and tolerance is not None else None
         self.center = torch.as_tensor(center, dtype=torch.float64).expand(num_targets).clone()
         self.scale = torch.as_tensor(scale, dtype=torch.float64).expand(num_targets).clone()
         if not bool((self.scale > 0).all()):
@@ -57,14 +57,16 @@ class Regression(Task):
 
     @property
     def benefit_name(self) -> str:
-        return f"{self.name}/{self.kind}" + ("" if self.tolerance is None else f"={self.tolerance:g}")
+        return f"{self.name}/{self.kind}" + ("" if self.tolerance is None else f"={self.tolerance!r}")
 
     def losses(self, logits: Tensor, target: Tensor) -> Tensor:
-        off = logits - ((target - self.center.to(target)) / self.scale.to(target)).to(logits.dtype)
+        # In float64 up to here: targets far from 0 would lose what they differ by.
+        wanted = (target.double() - self.center.to(target.device)) / self.scale.to(target.device)
+        off = logits - wanted.to(logits.dtype)
         return (off.abs() if self.loss == "l1" else off.square()).mean(dim=1)
 
     def benefit(self, logits: Tensor, target: Tensor) -> Tensor:
-        predicted = self.predict(logits)
+        predicted = self._numbers(logits)
         if self.tolerance is None:
             right = ((predicted >= 0) == (target >= 0)) & ~predicted.isnan()
         else:
@@ -72,8 +74,11 @@ class Regression(Task):
         return right.all(dim=1).to(torch.float32)
 
     def predict(self, logits: Tensor) -> Tensor:
-        """The numbers, in the units of the target: [B, T]."""
-        return self.center.to(logits) + self.scale.to(logits) * logits
+        """The numbers, in the units of the target: [B, T], float32 or float64."""
+        return self._numbers(logits).to(torch.promote_types(logits.dtype, torch.float32))
+
+    def _numbers(self, logits: Tensor) -> Tensor:
+        return self.center.to(logits.device) + self.scale.to(logits.device) * logits.double()
 
     def metrics(self, thorough: bool = False) -> MetricCollection:
         """`mae`, `pearson` (the mean over the numbers), and `within`, the share within the tolerance; for benefit="sign"

@@ -31,7 +31,7 @@ class Probabilities(MetricCollection):
         super().__init__(metrics, compute_groups=False)
         self.readable = readable
 
-    def update(self, logits: Tensor, target: Tensor) -> None:
+    def update(self, logits: Tensor, target: Tensor) -> None:  # type: ignore[override]
         super().update(self.readable(logits, target), target)
 
 

@@ -83,7 +83,7 @@ def test_dice_vectors():
     logits[0, 0, 0, 0] = 5.0
     logits[0, 2, 1, 1, 1] = 5.0
     task = Segmentation(["WT", "TC", "ET"])
-    assert case_dice(logits > 0, target).tolist() == [pytest.approx([0.8, 1.0, 0.0])]
+    assert case_dice(logits, target).tolist() == [pytest.approx([0.8, 1.0, 0.0])]
     found = measured(task, logits, target)
     assert found == pytest.approx({"dice": 0.6, "dice_wt": 0.8, "dice_tc": 1.0, "dice_et": 0.0})
     assert float(task.benefit(logits, target)[0]) == pytest.approx(0.6)
