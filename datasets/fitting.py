@@ -47,14 +47,15 @@ class Fill:
 
     def __init__(self, modality: Modality) -> None:
         self.decoder = Decoder(modality, {})
-        self.total: np.ndarray | float = 0.0
+        shape = modality.decoded_shape
+        self.total = np.zeros(shape[:1] if len(shape) >= 3 else shape)
         self.rows = 0
 
     def update(self, values: pa.Array) -> None:
         """Take in stored values, none of them null."""
         for row in self.decoder.rows(values):
-            channels = row.ndim >= 3
-            self.total = self.total + (row.mean(axis=tuple(range(1, row.ndim)), dtype=np.float64) if channels else row)
+            # In float64: rows are float32, and their sum outgrows its digits.
+            self.total += row.mean(axis=tuple(range(1, row.ndim)), dtype=np.float64) if row.ndim >= 3 else row
             self.rows += 1
 
     def state(self) -> dict[str, list[float] | str]:

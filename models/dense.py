@@ -45,6 +45,9 @@ class DenseFusion(LateFusion):
         logits = super().fuse(self._rows(features), present.repeat_interleave(prod(positions), 0))
         return self._maps(logits, rows, *positions)
 
+    def linear_terms(self, features: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        raise EquipoiseError("DenseFusion has no terms a modality: they would be maps, so use fuse().")
+
     def unimodal_logits(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         self._check_features(features)
         layout = self._layout(features)

@@ -16,14 +16,15 @@ from equipoise.models import (
     absent_key,
     check_ownership,
 )
+from equipoise.models.contract import STANDS_IN, Absence
 from equipoise.models.fusion import FUSIONS
 
 NAMES = ("audio", "image", "text")
 CLASSES = 4
 LEGAL = [
     (fusion, absence, unimodal)
-    for fusion, absence, unimodal in product(FUSIONS, ("feature", "input", "drop"), ("split", "heads", "coalition"))
-    if absence in FUSIONS[fusion].absences and (unimodal != "split" or FUSIONS[fusion].linear)
+    for fusion, absence, unimodal in product(FUSIONS, Absence.__args__, ("split", "heads", "coalition"))
+    if absence in FUSIONS[fusion].absences and (unimodal != "split" or FUSIONS[fusion].splits)
 ]
 SAFE = ("feature", "drop")
 every = pytest.mark.parametrize(("fusion", "absence", "unimodal"), LEGAL)
@@ -71,10 +72,10 @@ def test_shapes_and_finite(fusion, absence, unimodal):
     out = model(inputs, present)
     assert out.logits.shape == (6, CLASSES)
     assert out.logits.isfinite().all()
-    keys = set(NAMES) | ({absent_key(m) for m in NAMES} if absence == "input" else set())
+    keys = set(NAMES) | ({absent_key(m) for m in NAMES} if absence in STANDS_IN else set())
     assert set(out.features) == keys
     assert all(out.features[m].shape == (6, 12) for m in NAMES)
-    if absence == "input":
+    if absence in STANDS_IN:
         assert all(out.features[absent_key(m)].shape == (1, 12) for m in NAMES)
     assert model.linear_head == FUSIONS[fusion].linear
     if unimodal == "coalition":
@@ -221,7 +222,7 @@ def test_each_encoder_sees_only_the_rows_that_have_its_modality_and_a_whole_batc
 
 
 @pytest.mark.parametrize("fusion", ["concat", "sum"])
-@pytest.mark.parametrize("absence", ["feature", "input"])
+@pytest.mark.parametrize("absence", ["feature", "input", "mean", "token"])
 def test_split_logits_add_up_to_the_fused_ones(fusion, absence):
     model = build(fusion, absence).double()
     assert model.unimodal == "split"
@@ -288,7 +289,7 @@ def test_zero_rows_forward_and_backward(fusion, absence, unimodal):
     found = gradients(model, out.logits.sum())
     assert all(g is None or not g.any() for g in found.values())
     encoders = [name for name in found if name.startswith("encoders")]
-    assert all((found[name] is not None) == (absence == "input") for name in encoders)
+    assert all((found[name] is not None) == (absence in ("input", "mean")) for name in encoders)
 
 
 @every
