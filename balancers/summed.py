@@ -19,6 +19,8 @@ class Summed(Balancer):
     accepts = ("split", "heads")
 
     class Options(BaseModel):
+        """`weight` of every unimodal loss beside the fused one, whose weight is 1."""
+
         model_config = ConfigDict(frozen=True, extra="forbid")
         weight: float = Field(1.0, ge=0, description="weight of each unimodal loss beside the fused one")
 

@@ -133,13 +133,16 @@ class Decoder:
 
     def __init__(self, modality: Modality, fitted: Mapping[str, Any]) -> None:
         self.modality = modality
-        self.mean = self.deviation = None
+        self.mean = self.deviation = self.spread = None
         self.tokenizer = None
         if "mean" in fitted:
             # Channels come first in an image, last elsewhere.
             shape = (-1, 1, 1) if modality.kind == "image" else (-1,)
             self.mean = np.asarray(fitted["mean"], np.float32).reshape(shape)
             self.deviation = np.asarray(fitted["deviation"], np.float32).reshape(shape)
+        if "spread" in fitted:
+            ones = (1,) * (len(modality.shape) - 1) if modality.kind == "array" and len(modality.shape) >= 3 else ()
+            self.spread = np.asarray(fitted["spread"]).reshape((-1, *ones) if modality.shape else ())
         if "tokenizer" in fitted:
             from tokenizers import Tokenizer
 
@@ -192,7 +195,7 @@ class Decoder:
             )
         numbers = np.frombuffer(data, "<f4").astype(np.float32, copy=False)
         x = numbers.reshape(m.shape) if m.kind == "array" else numbers.reshape(-1, *m.shape)[: m.max_length]
-        return x if noise is None else noise.numbers(x, self.deviation)
+        return x if noise is None else noise.numbers(x, self.spread if self.deviation is None else self.deviation)
 
     def _standardize(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
         return x if self.mean is None or self.deviation is None else (x - self.mean) / self.deviation

@@ -62,6 +62,43 @@ class Fill:
         return {"fill": np.ravel(self.total / max(self.rows, 1)).tolist()}
 
 
+class Spread:
+    """The deviation of each entry of the last axis (of each channel, for volumes) over all train rows of an array or a
+    sequence that is not standardized: what its noise is measured by.
+    """
+
+    def __init__(self, modality: Modality) -> None:
+        from sklearn.preprocessing import StandardScaler
+
+        self.decoder = Decoder(modality, {})
+        self.scaler = StandardScaler()
+
+    def update(self, values: pa.Array) -> None:
+        """Take in stored values, none of them null."""
+        for row in self.decoder.rows(values):
+            entries = np.moveaxis(row, 0, -1) if row.ndim >= 3 and self.decoder.modality.kind == "array" else row
+            width = entries.shape[-1] if self.decoder.modality.shape else 1
+            self.scaler.partial_fit(entries.reshape(-1, width).astype(np.float64))
+
+    def state(self) -> dict[str, list[float] | str]:
+        # None where no train row has the modality.
+        return {"spread": self.scaler.scale_.tolist()} if hasattr(self.scaler, "scale_") else {}
+
+
+class Both:
+    """Two things that are fitted on the same values."""
+
+    def __init__(self, *fits: Fill | Spread) -> None:
+        self.fits = fits
+
+    def update(self, values: pa.Array) -> None:
+        for fit in self.fits:
+            fit.update(values)
+
+    def state(self) -> dict[str, list[float] | str]:
+        return {key: found for fit in self.fits for key, found in fit.state().items()}
+
+
 class TargetScale:
     """Mean and deviation of each number of a regression's target, over all train rows."""
 
@@ -106,10 +143,13 @@ class Vocabulary:
         return {"tokenizer": tokenizer.to_str()}
 
 
-def fit_of(modality: Modality) -> Standardization | Vocabulary | Fill | None:
+def fit_of(modality: Modality) -> Standardization | Vocabulary | Both | None:
     """What a modality needs fitted, if anything."""
     if modality.kind == "text":
         return Vocabulary(modality)
     if modality.transform == "standardize":
         return Standardization(modality)
-    return None if modality.has_length else Fill(modality)
+    fits: list[Fill | Spread] = [] if modality.has_length else [Fill(modality)]
+    if modality.kind in ("array", "sequence"):
+        fits.append(Spread(modality))
+    return Both(*fits) if fits else None

@@ -24,8 +24,8 @@ class Impairment(BaseModel):
     """Which modalities are impaired, and how much.
 
     - `missing`: {modality: r}. int(r N) of a split's N rows lack it, the same ones whenever they are read: those whose hash of
-      (seed, modality, split, sample_id) is smallest. So the rows of a smaller r are among those of a larger one. A row (or
-      a copy) that would be left with nothing keeps what it has.
+      (seed, modality, split, sample_id) is smallest. So the rows of a smaller r are among those of a larger one. A row that
+      would be left with nothing keeps what it has.
     - `noise`: {modality: severity}, 0 (none, bit for bit) to 5, see `RowNoise`.
     - `share`: of the rows that get noise.
     - `seed`: of both. Noise belongs to (seed, modality, epoch, sample_id, copy), never to a place in a batch; outside
@@ -54,6 +54,11 @@ class Impairment(BaseModel):
             for name in given:
                 if name not in names:
                     raise unknown(f"modality in impairment.{where}", name, names)
+
+    @property
+    def of_rows(self) -> Impairment | None:
+        """What is missing, without the noise: what values and plans of train rows must know of. None where nothing is."""
+        return Impairment(missing=self.missing, seed=self.seed) if any(self.missing.values()) else None
 
     def lacking(self, modality: str, split: str, num_rows: int) -> NDArray[np.bool_]:
         """Which of a split's rows lack a modality: bool [num_rows]."""

@@ -57,6 +57,8 @@ class Shard(_Record):
 
 
 class Split(_Record):
+    """The rows of train, validation or test, and the files that hold them, in the order of their sample ids."""
+
     rows: _Count
     shards: tuple[Shard, ...]
 

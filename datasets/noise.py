@@ -38,8 +38,8 @@ class RowNoise:
         return samples + deviation * self._normal(samples.shape)
 
     def numbers(self, x: NDArray[np.float32], deviation: Any = None) -> NDArray[np.float32]:
-        """An array, a volume or the real steps of a sequence with white noise, relative to `deviation` (that of the train
-        rows, broadcast to x) where it is standardized; else to the row's own, that of each channel of a volume.
+        """An array, a volume or the real steps of a sequence with white noise, relative to `deviation`, that of the train
+        rows, broadcast to x. None (a set prepared before it was fitted): the row's own, that of each channel of a volume.
         """
         if deviation is None:
             axes = tuple(range(1, x.ndim)) if x.ndim >= 3 else None

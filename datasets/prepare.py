@@ -76,6 +76,8 @@ def prepare(
     check_modalities(found.modalities)
     spec = task_spec(task, task_labels if task_labels is not None else found.labels, found.task)
 
+    if spec is not None:
+        spec.check_modalities(found.modalities)
     with folder_in_place(Path(out), overwrite) as folder:
         rows, keys = _first_look(found, keys)
         staging = Staging(found.modalities, found.cells, spec, keys, seed, fractions, skip)

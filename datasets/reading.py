@@ -113,11 +113,15 @@ class Reader:
         ]
         return pa.concat_tables(tables).take(pa.array(np.argsort(order, kind="stable")))
 
-    def present(self, split: str) -> NDArray[np.bool_]:
-        """Which modalities every row of a split has: bool [rows, M]."""
+    def present(self, split: str, impairment: Impairment | None = None) -> NDArray[np.bool_]:
+        """Which modalities every row of a split has, or is left with by an impairment: bool [rows, M]."""
         shards = self.manifest.split(split).shards
         bits = np.concatenate([self._file(shard).read(["present"])["present"].to_numpy() for shard in shards])
-        return (bits[:, None] >> np.arange(len(self.manifest.modalities), dtype=np.uint16) & 1).astype(bool)
+        present = (bits[:, None] >> np.arange(len(self.manifest.modalities), dtype=np.uint16) & 1).astype(bool)
+        if impairment is None or not impairment.missing:
+            return present
+        impairment.check(self.manifest.names)
+        return _left(present, self._lacking(impairment, split))
 
     def _read_rows(
         self,
@@ -139,11 +143,10 @@ class Reader:
         targets, which = np.unique(at, return_inverse=True)
         stored = table["target"].take(targets).combine_chunks()
         out["target"][rows] = decode_targets(manifest.task, stored)[which]
-        present = kept & (bits[:, None] >> np.arange(len(modalities), dtype=np.uint16) & 1).astype(bool)
+        present = (bits[:, None] >> np.arange(len(modalities), dtype=np.uint16) & 1).astype(bool)
         if impairment is not None and impairment.missing:
-            left = present & ~self._lacking(impairment, split)[out["sample_id"][rows]]
-            present = np.where(left.any(axis=1, keepdims=True), left, present)
-        out["present"][rows] = present
+            present = _left(present, self._lacking(impairment, split)[out["sample_id"][rows]])
+        out["present"][rows] = kept & present
         for bit, m in enumerate(modalities):
             shown = rows[out["present"][rows, bit]]
             if not len(shown):
@@ -259,6 +262,12 @@ class Reader:
                 self._files.popitem(last=False)[1].close(force=True)
         self._files.move_to_end(shard.file)
         return self._files[shard.file]
+
+
+def _left(present: NDArray[np.bool_], lacking: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """What rows are left with, bool [n, M]: a row that would be left with nothing keeps what it has."""
+    left = present & ~lacking
+    return np.where(left.any(axis=1, keepdims=True), left, present)
 
 
 def _unique(

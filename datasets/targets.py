@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -16,13 +17,13 @@ SEPARATOR = ";"  # between the names in a cell of text
 
 
 def target_field(spec: TaskSpec) -> pa.Field:
-    """The column of a shard: int64, or raw bytes (float32 for regression, a byte of 0 or 1 a label or position)."""
+    """The column of a shard: int64, or raw bytes (float64 for regression, a byte of 0 or 1 a label or position)."""
     return pa.field("target", pa.int64() if spec.kind == "classification" else pa.large_binary(), nullable=False)
 
 
 def dtype_of(spec: TaskSpec) -> np.dtype[Any]:
     """Of a target in a batch."""
-    return np.dtype({"classification": np.int64, "regression": np.float32}.get(spec.kind, np.uint8))
+    return np.dtype({"classification": np.int64, "regression": np.float64}.get(spec.kind, np.uint8))
 
 
 def decode_targets(spec: TaskSpec, column: pa.Array) -> NDArray[Any]:
@@ -78,16 +79,17 @@ def _numbers(spec: TaskSpec, value: Any) -> NDArray[Any]:
             raise BadValueError(f"has the target {value!r}, where a number belongs") from None
     if isinstance(value, bool | np.bool_):
         raise BadValueError(f"has the target {value!r}, where a number belongs")
+    cells = value if isinstance(value, list | tuple) else [value]
+    if any(isinstance(cell, Decimal) for cell in cells):  # as Parquet's decimals come
+        value = [float(cell) for cell in cells]
     found = _array(spec, value).reshape(-1).astype(np.float64)
     if found.shape != (len(spec.labels),):
         raise BadValueError(
             f"has a target of {found.size} numbers: {len(spec.labels)} belong ({', '.join(spec.labels)})"
         )
-    with np.errstate(over="ignore"):
-        narrow = found.astype(np.float32)
-    if not np.isfinite(narrow).all():
-        raise BadValueError(f"has the target {found[~np.isfinite(narrow)][0]}, which is not a finite float32: mend it")
-    return narrow
+    if not np.isfinite(found).all():
+        raise BadValueError(f"has the target {found[~np.isfinite(found)][0]}, which is not a finite number: mend it")
+    return found
 
 
 def _mask(spec: TaskSpec, value: Any) -> NDArray[Any]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from math import prod
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from equipoise.models.errors import EquipoiseError, option_error, unknown
+from equipoise.models.modality import Modality
 
 if TYPE_CHECKING:
     from equipoise.models.task import Task
@@ -68,6 +69,7 @@ class TaskSpec(BaseModel):
         twice = next((name for i, name in enumerate(self.labels) if name in self.labels[:i]), None)
         if twice is not None:
             raise EquipoiseError(f"The label {twice!r} is given twice: every output needs its own name.")
+        self._check_labels()
         if self.num_classes not in (0, len(self.labels)):
             raise EquipoiseError(
                 f"num_classes={self.num_classes} does not fit the {len(self.labels)} labels: leave it out, or mend the labels."
@@ -75,6 +77,19 @@ class TaskSpec(BaseModel):
         object.__setattr__(self, "num_classes", len(self.labels))
         self._choose(kind)
         return self
+
+    def _check_labels(self) -> None:
+        lower = [name.lower() for name in self.labels]
+        for i, name in enumerate(self.labels):
+            if self.kind == "segmentation" and lower[i] in lower[:i]:
+                raise EquipoiseError(
+                    f"The regions {self.labels[lower.index(lower[i])]!r} and {name!r} differ in capitals only: metrics are named "
+                    "after them in small letters, rename one."
+                )
+            if self.kind == "multilabel" and (";" in name or name != name.strip() or not name):
+                raise EquipoiseError(
+                    f"The label {name!r} could not be told from others in a cell, where labels are joined by ';': rename it."
+                )
 
     def _choose(self, kind: str) -> None:
         """Fill in the choices that the kind has defaults for, and refuse those that have none."""
@@ -135,6 +150,20 @@ class TaskSpec(BaseModel):
             return f"1 where {what} of the right sign, else 0"
         return f"1 where {what} within {self.tolerance:g} of the target, else 0"
 
+    def check_modalities(self, modalities: Iterable[Modality]) -> None:
+        """Raise an `EquipoiseError` for a modality whose positions are not those of the masks of a segmentation."""
+        for m in modalities if self.kind == "segmentation" else ():
+            if m.kind != "image" and (m.kind != "array" or len(m.shape) not in (3, 4)):
+                raise EquipoiseError(
+                    f"Segmentation needs images, or arrays of shape (channels, H, W) or (channels, D, H, W), and modality "
+                    f"{m.name!r} is {m.kind} of shape {m.shape}: leave it out, or choose another task."
+                )
+            if m.shape[1:] != self.shape:
+                raise EquipoiseError(
+                    f"Modality {m.name!r} has positions {m.shape[1:]}, and a mask has {self.shape} (task.shape): they must be "
+                    "the same, in the same order."
+                )
+
     def build(self, fitted: Mapping[str, Any] | None = None) -> Task:
         """The task; `fitted` is the manifest's entry for the target, its train mean and deviation (regression)."""
         from equipoise import models  # torch, which reading alone does not need
@@ -168,7 +197,10 @@ def task_spec(task: Any, labels: Any = None, default: TaskSpec | None = None) ->
         )
     given = {"kind": task} if isinstance(task, str) else dict(task or {})
     if default is not None and given.get("kind", default.kind) == default.kind:
-        given = {**default.model_dump(exclude={"num_classes", "labels"}), "labels": labels or default.labels, **given}
+        inherited = default.model_dump(exclude={"num_classes", "labels"})
+        if given.get("benefit", default.benefit) != default.benefit:
+            inherited["tolerance"] = None  # it belongs to the benefit that is left
+        given = {**inherited, "labels": labels or default.labels, **given}
     elif labels is not None and "labels" not in given:
         given["labels"] = tuple(labels)
     kind = given.get("kind", "classification")

@@ -37,7 +37,9 @@ class EncoderConfig(BaseModel):
     depth: int | None = Field(
         default=None, ge=1, description="hidden or recurrent layers: mlp, gru 1, cnn1d, cnn2d 2; levels of a unet: 2"
     )
-    out_features: int = Field(default=64, ge=1, description="size of the feature, at each position for a unet")
+    out_features: int | None = Field(
+        default=None, ge=1, description="size of the feature: 64; at each position of a unet: 16"
+    )
 
 
 class ModelConfig(BaseModel):
@@ -62,6 +64,9 @@ class ModelConfig(BaseModel):
 
     @model_validator(mode="after")
     def _has_a_meaning(self) -> "ModelConfig":
+        if self.kind == "early" and self.fusion == "concat":
+            # What configurations of early fusion held before "auto" was the default.
+            object.__setattr__(self, "fusion", "auto")
         other = {"late": ("depth", "heads", "tokens"), "early": ("encoder", "encoders", "fusion")}[self.kind]
         for field in other:
             default = type(self).model_fields[field].get_default(call_default_factory=True)
@@ -130,7 +135,7 @@ def build_encoder(
             f"{' in segmentation' if dense else ''}: use "
             f"{', '.join(map(repr, ('auto', *allowed)))}."
         )
-    out = config.out_features
+    out = config.out_features or (16 if kind == "unet" else 64)
     width = {} if config.hidden is None else {"hidden": config.hidden}
     depth = {} if config.depth is None else {"depth": config.depth}
     row = modality.decoded_shape

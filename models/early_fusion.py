@@ -145,6 +145,7 @@ class EarlyFusion(MultimodalModel):
         return tokens + self.types[modality], valid
 
     def forward(self, inputs: Mapping[str, Tensor], present: Tensor) -> Outputs:
+        """Logits [B, num_classes] of all tokens together; no features and no unimodal logits, which early fusion has not."""
         check_inputs(inputs, present, self.modalities)
         rows = len(present)
         counts = present.sum(dim=0).tolist()

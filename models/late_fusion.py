@@ -78,6 +78,7 @@ class LateFusion(MultimodalModel):
         return feature
 
     def features(self, inputs: Mapping[str, Tensor], present: Tensor) -> dict[str, Tensor]:
+        """{modality: [B, D]}, see `MultimodalModel.features`, and what stands for an absent one, [1, D], under `absent_key`."""
         check_inputs(inputs, present, self.modalities)
         counts = present.sum(dim=0).tolist()  # the one place where a GPU is waited for
         features: dict[str, Tensor] = {}

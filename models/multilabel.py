@@ -6,13 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import MetricCollection
-from torchmetrics.classification import (
-    MultilabelAccuracy,
-    MultilabelAUROC,
-    MultilabelExactMatch,
-    MultilabelF1Score,
-)
+from torchmetrics.classification import MultilabelAccuracy, MultilabelExactMatch, MultilabelF1Score
 
+from equipoise.models.auroc import MeanAUROC
 from equipoise.models.errors import EquipoiseError, unknown
 from equipoise.models.task import ALONE, Probabilities, Task
 
@@ -69,7 +65,7 @@ class MultiLabel(Task):
             "label_accuracy": MultilabelAccuracy(self.num_outputs, average="micro", **alone),
         }
         if thorough:
-            found["auroc"] = MultilabelAUROC(self.num_outputs, average="macro", thresholds=None, **alone)
+            found["auroc"] = MeanAUROC(**ALONE)
         return Probabilities(_label_probabilities, found)
 
     def check(self, target: Tensor) -> None:

@@ -36,6 +36,7 @@ class Segmentation(Task):
         return f"{self.name}/dice"
 
     def losses(self, logits: Tensor, target: Tensor) -> Tensor:
+        check_shapes(logits, target)
         p, t = logits.sigmoid().flatten(2), target.to(logits.dtype).flatten(2)
         overlap = (2 * (p * t).sum(dim=2) + 1) / (p.sum(dim=2) + t.sum(dim=2) + 1)
         return (1 - overlap).mean(dim=1)
@@ -65,10 +66,20 @@ class Segmentation(Task):
             raise EquipoiseError(f"The mask in row {row} of the batch holds something else than 0 and 1: mend it.")
 
 
+def check_shapes(logits: Tensor, target: Tensor) -> None:
+    """Raise an `EquipoiseError` unless masks have the positions that are predicted: sums over positions would not notice."""
+    if logits.shape != target.shape:
+        raise EquipoiseError(
+            f"The model predicts maps of shape {tuple(logits.shape[1:])} and the masks have {tuple(target.shape[1:])}: give "
+            "masks the positions of the inputs, in their order."
+        )
+
+
 def case_dice(logits: Tensor, target: Tensor) -> Tensor:
     """float64[B, R]: 2 |P and T| / (|P| + |T|) of each case and region, P where the logit is above 0; 1 where both are
     empty, 0 where a logit is not a number (it would count as a rightly empty region).
     """
+    check_shapes(logits, target)
     p, t = (logits > 0).flatten(2), target.bool().flatten(2)
     both, either = 2.0 * (p & t).sum(dim=2).double(), (p.sum(dim=2) + t.sum(dim=2)).double()
     dice = torch.where(either > 0, both / either.clamp(min=1), 1.0)

@@ -1,5 +1,6 @@
 """Tasks: what a prediction is, what it costs, and what it is worth."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -8,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MulticlassAUROC, MulticlassF1Score
+from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
+from equipoise.models.auroc import MeanAUROC
 from equipoise.models.errors import EquipoiseError
 
 #: For every metric: never synced by torchmetrics, since a sweep's states are merged from its chunks, and inside a training
@@ -56,8 +58,10 @@ class Task(ABC):
         return self.name
 
     def score(self, metrics: Mapping[str, float]) -> float:
-        """The headline as a number of which higher is better: its negative where lower is better."""
+        """The headline as a number of which higher is better: its negative where lower is better, -inf where it is NaN."""
         value = metrics[self.headline]
+        if math.isnan(value):
+            return -math.inf
         return -value if self.lower_is_better else value
 
     @abstractmethod
@@ -117,7 +121,7 @@ class Classification(Task):
             "macro_f1": MulticlassF1Score(self.num_outputs, average="macro", **alone),
         }
         if thorough:
-            found["auroc"] = MulticlassAUROC(self.num_outputs, average="macro", thresholds=None, **alone)
+            found["auroc"] = MeanAUROC(**ALONE)
         return Probabilities(_class_probabilities, found)
 
     def check(self, target: Tensor) -> None:

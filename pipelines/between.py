@@ -170,7 +170,7 @@ class Between:
             modalities,
             seed=seed,
             lag=self.schedule.lag,
-            present=Reader(self.config.data).present("train"),
+            present=Reader(self.config.data).present("train", self.config.impairment),
             state=self._smoothed(source, folder, expected) if resampler.keeps_state else None,
         )
         plan.save(self.run.plan(epoch))

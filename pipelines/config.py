@@ -18,6 +18,8 @@ _NAMING = ("balancer", "balancer.name", "resampler", "resampler.name")
 
 
 class Section(BaseModel):
+    """Part of a configuration: frozen, and an unknown key is an error."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
@@ -128,6 +130,12 @@ class Config(Section):
         if self.model.kind == "late" and self.model.fusion == "auto":
             fusion = method.fusions[0] if method.fusions else "concat"
             object.__setattr__(self, "model", ModelConfig.model_validate({**self.model.model_dump(), "fusion": fusion}))
+        fusion = self.model.fusion if self.model.kind == "late" else "early"
+        if method.fusions and fusion not in method.fusions:
+            raise EquipoiseError(
+                f"Balancer {method.name!r} is defined for model.fusion={' or '.join(method.fusions)}, not for {fusion}: leave "
+                "model.fusion and model.kind out, or choose another balancer."
+            )
         # Wrong methods and options are errors of the configuration, not of the first worker that meets them.
         valuation.get(self.resampler.name, **self.resampler.options)
         return self
@@ -244,4 +252,6 @@ def _section(path: Sequence[str]) -> type[BaseModel]:
     at: Any = Config
     for part in path:
         at = get_args(at)[1] if get_origin(at) is dict else at.model_fields[part].annotation
+        if type(None) in get_args(at):  # an optional section
+            at = next(kind for kind in get_args(at) if kind is not type(None))
     return at

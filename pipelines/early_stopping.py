@@ -24,7 +24,8 @@ class EarlyStopping:
     def over(self, next_epoch: int) -> bool:
         """Whether patience is spent before `next_epoch` is trained."""
         patience = self.config.patience
-        return patience is not None and self.epoch >= 0 and next_epoch - 1 - self.epoch >= patience
+        # Epoch -1, where no epoch has had a metric that is a number: patience ends then, too.
+        return patience is not None and next_epoch - 1 - self.epoch >= patience
 
     def state_dict(self) -> dict[str, Any]:
         return {"epoch": self.epoch, "value": self.value}

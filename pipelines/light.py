@@ -58,6 +58,8 @@ def train_light(config: Config) -> LightRun:
     manifest, names = reader.manifest, reader.manifest.names
     task, num_rows, full = manifest.build_task(), manifest.splits["train"].rows, 2 ** len(names) - 1
     columns = {name: reader.read(name, np.arange(split.rows)) for name, split in manifest.splits.items()}
+    if config.impairment is not None:
+        columns["train"]["present"] = reader.present("train", config.impairment)
     model = assemble(config, manifest).to(device)
     balancer = balancers.get(config.balancer.name, **config.balancer.options)
     resampler = valuation.get(config.resampler.name, **config.resampler.options)

@@ -264,6 +264,8 @@ class Run:
             batch_size=batch_size or self.config.valuation.batch_size,
             ids=None if ids is None else str(ids),
             thorough=epoch == "best",
+            # Valued as they are trained on: what a row is made to lack is no player of its.
+            impairment=self.config.impairment.of_rows if split == "train" and self.config.impairment else None,
         )
 
     def _swept(self, split: str, epoch: str | int) -> str | int:

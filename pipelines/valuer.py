@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from equipoise.datasets.impairment import Impairment
 from equipoise.datasets.reading import Reader
 from equipoise.models.batch import to_batch
 from equipoise.models.contract import MultimodalModel
@@ -29,7 +30,8 @@ from equipoise.valuation.sweep import coalition_logits
 class Sweep:
     """One pass over a split with one set of weights: everything a valuer needs, and where the chunks go.
 
-    `ids` is a .npy file of the sample_ids to value, None for the whole split; `thorough` asks for the costly metrics too.
+    `ids` is a .npy file of the sample_ids to value, None for the whole split; `thorough` asks for the costly metrics too;
+    `impairment` says what the rows lack.
     """
 
     data: str
@@ -42,6 +44,7 @@ class Sweep:
     batch_size: int
     ids: str | None = None
     thorough: bool = False
+    impairment: Impairment | None = None
 
     def chunk_ids(self, reader: Reader, chunk: int) -> np.ndarray:
         """The sample_ids int64 to value in a chunk."""
@@ -90,7 +93,7 @@ class Valuer:
         scores, presents = [], []
         for at in range(0, len(ids), sweep.batch_size):
             some = ids[at : at + sweep.batch_size]
-            columns = reader.read(sweep.split, some)
+            columns = reader.read(sweep.split, some, impairment=sweep.impairment)
             batch = to_batch({**columns, "copy": np.zeros(len(some), np.int16)}, model.modalities, self._device)
             present = batch["present"]
             score = torch.zeros(len(some), len(part), dtype=torch.float32)

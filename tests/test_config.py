@@ -282,3 +282,32 @@ def test_list_prints_one_kind_alone(monkeypatch, capsys, what):
     words = capsys.readouterr().out.split()
     found = {"balancers": "ogm" in words, "resamplers": "random_copies" in words, "data": "digits" in words}
     assert found == {kind: kind == what for kind in found}
+
+
+def test_early_fusion_as_it_was_written_before_auto_is_still_read():
+    old = {"data": "d", "out": "o", "max_steps": 1, "model": {"kind": "early", "fusion": "concat"}}
+    assert load_config(old).model == load_config({**old, "model": {"kind": "early"}}).model
+    with pytest.raises(EquipoiseError, match=r"model\.fusion has no meaning for model\.kind='early'"):
+        load_config({**old, "model": {"kind": "early", "fusion": "gated"}})
+
+
+def test_auto_is_what_the_balancer_needs():
+    plain = {"data": "d", "out": "o", "max_steps": 1}
+    assert load_config(plain).model.fusion == "concat"
+    made = load_config({**plain, "balancer": "ensemble"})
+    assert (made.model.fusion, made.model.resolved_absence) == ("average", "drop")
+    assert load_config(made.model_dump()) == made
+    for model in ({"fusion": "concat"}, {"kind": "early"}):
+        with pytest.raises(
+            EquipoiseError, match=r"'ensemble' is defined for model\.fusion=average, not for (concat|early)"
+        ):
+            load_config({**plain, "balancer": "ensemble", "model": model})
+
+
+def test_an_optional_section_given_a_number_is_answered_in_a_sentence():
+    with pytest.raises(
+        EquipoiseError, match=r"'impairment' in .* is a section with the keys missing, noise, share, seed"
+    ):
+        load_config({"data": "d", "out": "o", "max_steps": 1}, ["impairment=3"])
+    with pytest.raises(EquipoiseError, match=r"Unknown option of impairment: 'nois': did you mean 'noise'"):
+        load_config({"data": "d", "out": "o", "max_steps": 1}, ["impairment.nois={left: 1}"])

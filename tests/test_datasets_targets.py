@@ -1,16 +1,21 @@
 """Targets that are no class: what is taken, how it is stored, and what is refused."""
 
 import json
+from decimal import Decimal
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import torch
 from sklearn.datasets import load_diabetes, load_digits
 
 from equipoise.datasets.manifest import Manifest
 from equipoise.datasets.prepare import prepare
 from equipoise.datasets.reading import Reader
 from equipoise.datasets.sources.volumes import REGIONS
+from equipoise.datasets.task_spec import TaskSpec
 from equipoise.models.errors import EquipoiseError
 from equipoise.models.modality import Modality
 
@@ -88,7 +93,7 @@ def test_regression_targets_and_their_scale(tmp_path):
         ("multilabel", ["cat", "cat"], ["cat"], r"The label 'cat' is given twice"),
         ("regression", None, ["1"], r"A regression needs task.tolerance: how far a prediction may lie off"),
         ({"kind": "regression", "tolerance": 1}, None, ["1_000"], r"has the target '1_000', where a number belongs"),
-        ({"kind": "regression", "tolerance": 1}, None, ["1e60"], r"1e\+60, which is not a finite float32"),
+        ({"kind": "regression", "tolerance": 1}, None, ["1e999"], r"has the target inf, which is not a finite number"),
         (
             {"kind": "regression", "tolerance": -1},
             None,
@@ -163,3 +168,59 @@ def test_a_damaged_target_is_named(tmp_path):
     object.__setattr__(reader.manifest.task, "shape", (8, 8, 9))
     with pytest.raises(EquipoiseError, match="A stored target does not have 1728 bytes: the shard is damaged"):
         reader.read("train", [0])
+
+
+def test_large_regression_targets_keep_their_digits(tmp_path):
+    numbers = [1_700_000_000 + i for i in range(ROWS)]
+    prepare(table(tmp_path, numbers), tmp_path / "out", modalities=X, task={"kind": "regression", "tolerance": 0.5})
+    found = by_id(tmp_path / "out")
+    assert {n: int(v[0]) for n, v in found.items()} == {n: numbers[int(n[1:])] for n in found}
+    task = Manifest.load(tmp_path / "out").build_task()
+    target = torch.from_numpy(np.stack(list(found.values())))
+    exact = (target - task.center) / task.scale
+    assert task.benefit(exact, target).tolist() == [1.0] * len(found)
+    assert task.losses(exact, target).max() < 1e-6
+    assert task.benefit(exact + 1 / task.scale, target).sum() == 0
+
+
+def test_decimals_of_a_parquet_file_are_numbers(tmp_path):
+    columns = {
+        "source_id": [f"r{i}" for i in range(ROWS)],
+        "split": [("train", "train", "validation", "test")[i % 4] for i in range(ROWS)],
+        "target": pa.array([Decimal("1.50")] * ROWS, pa.decimal128(5, 2)),
+        "x": [[i, -i] for i in range(ROWS)],
+    }
+    pq.write_table(pa.table(columns), tmp_path / "rows.parquet")
+    task = {"kind": "regression", "tolerance": 0.5}
+    prepare(tmp_path / "rows.parquet", tmp_path / "out", modalities=X, task=task)
+    assert {float(v[0]) for v in by_id(tmp_path / "out").values()} == {1.5}
+
+
+@pytest.mark.parametrize(
+    ("spec", "sentence"),
+    [
+        ({"kind": "segmentation", "labels": ("A", "a"), "shape": (2, 2)}, "'A' and 'a' differ in capitals only"),
+        ({"kind": "multilabel", "labels": ("x;1", "y")}, "'x;1' could not be told from others in a cell"),
+        ({"kind": "multilabel", "labels": ("x ", "y")}, "'x ' could not be told from others"),
+    ],
+)
+def test_names_that_could_not_be_used_are_refused(spec, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        TaskSpec(**spec)
+
+
+def test_masks_have_the_positions_of_the_inputs(tmp_path):
+    flat = [Modality(name="t1", shape=(1, 4, 8))]
+    spec = TaskSpec(kind="segmentation", labels=("a",), shape=(8, 4))
+    with pytest.raises(EquipoiseError, match=r"Modality 't1' has positions \(4, 8\), and a mask has \(8, 4\)"):
+        spec.check_modalities(flat)
+    with pytest.raises(EquipoiseError, match="modality 'x' is text"):
+        spec.check_modalities([Modality(name="x", kind="text", max_length=3)])
+    with pytest.raises(EquipoiseError, match=r"has positions \(16, 16, 16\), and a mask has \(16, 16, 8\)"):
+        prepare("volumes", tmp_path / "out", volumes=20, task={"shape": (16, 16, 8)})
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_tolerance_goes_with_the_benefit_it_belongs_to(tmp_path):
+    manifest = prepare("diabetes", tmp_path / "out", task={"benefit": "sign"})
+    assert (manifest.task.benefit, manifest.task.tolerance) == ("sign", None)

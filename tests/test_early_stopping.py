@@ -46,3 +46,12 @@ def test_a_run_ends_where_its_metrics_say(tmp_path):
             break
     assert 2 < len(expected) < len(whole)
     assert short == expected
+
+
+def test_patience_ends_where_no_epoch_has_a_number():
+    stopping = EarlyStopping(EarlyStoppingConfig(patience=2))
+    over = []
+    for epoch in range(4):
+        stopping.update(epoch, float("-inf"))
+        over.append(stopping.over(epoch + 1))
+    assert over == [False, True, True, True]

@@ -234,14 +234,15 @@ def test_missing_in_what_is_read(root, clean):
     assert (found["photo"] == 0).all()
     others = [i for i in range(len(KINDS)) if i not in (at("raw"), at("photo"))]
     assert found["present"][:, others].all()
-    # With everything missing a row keeps what it has; so does a copy that keeps one modality alone.
+    # With everything missing a row keeps what it has; a copy never brings back what its row lacks.
     everything = read(root, ids, missing=dict.fromkeys(KINDS, 1.0))
     assert everything["present"].all()
     keep = np.zeros((TRAIN, len(KINDS)), bool)
     keep[:, at("photo")] = True
     copy = Reader(root).read("train", ids, keep, Impairment(missing={"photo": 1.0}))
-    assert (copy["present"] == keep).all()
-    assert (copy["photo"] == clean["photo"]).all()
+    assert not copy["present"].any()
+    assert (copy["photo"] == 0).all()
+    assert (Reader(root).present("train", Impairment(missing={"raw": 0.5, "photo": 1.0})) == found["present"]).all()
 
 
 @pytest.mark.parametrize(
@@ -295,6 +296,41 @@ def test_light_training_is_impaired_too(root):
     same = [bool((plain.last[k] == none.last[k]).all()) for k in plain.last]
     assert all(same)
     assert any((plain.last[k] != noisy.last[k]).any() for k in plain.last)
+
+
+def test_noise_of_what_is_not_standardized_is_measured_by_the_train_rows(tmp_path):
+    # One number, whose own deviation is 0, and a sequence of a small and a large channel, some of one step.
+    rng = np.random.default_rng(0)
+    one, steps = rng.normal(5, 3, ROWS), [rng.normal(size=(1 + i % 4, 2)) * [0.7, 700] for i in range(ROWS)]
+    rows = [{**row, "one": [one[i]], "two": steps[i]} for i, row in enumerate(Rows().iter_rows())]
+    kinds = [Modality(name="one", shape=(1,)), Modality(name="two", kind="sequence", shape=(2,), max_length=4)]
+    prepare(type("Given", (), {"iter_rows": lambda self: iter(rows)})(), tmp_path / "out", modalities=kinds)
+    reader = Reader(tmp_path / "out")
+    ids = np.repeat(np.arange(TRAIN), 60)
+    clean = reader.read("train", ids)
+    noisy = reader.read("train", ids, None, Impairment(noise={"one": 3, "two": 3}), 0, np.tile(np.arange(60), TRAIN))
+    train = reader.read("train", np.arange(TRAIN))
+    found = (noisy["one"] - clean["one"]).std()
+    assert found == pytest.approx(RELATIVE_DEVIATION[3] * train["one"].std(), rel=0.1)
+    real = np.arange(4) < clean["two_length"][:, None]
+    spread = (noisy["two"] - clean["two"])[real].std(axis=0)
+    kept = train["two"][np.arange(4) < train["two_length"][:, None]]
+    np.testing.assert_allclose(spread, RELATIVE_DEVIATION[3] * kept.std(axis=0), rtol=0.1)
+    assert (noisy["two"][~real] == 0).all()
+
+
+def test_resampling_does_not_bring_back_what_is_missing(tmp_path):
+    prepare("digits", tmp_path / "digits")
+    made = {"resampler": {"name": "sample", "options": {"warmup": 1}}, "max_epochs": 3, "batch_size": 64}
+    free = train_light(config(tmp_path / "digits", **made)).seen
+    assert free[:, 0].sum() > 300, "copies of the left half alone, where it is there"
+    for name in ("sample", "random_copies", "modality"):
+        made["resampler"] = {"name": name, "options": {"warmup": 1}}
+        lacking = missing_rows(0.5, "left", "train", 1257)
+        seen = train_light(config(tmp_path / "digits", impairment={"missing": {"left": 0.5}}, **made)).seen
+        assert seen[lacking, 0].sum() == 0
+        if name != "modality":
+            assert seen[~lacking, 0].sum() > 0
 
 
 def test_a_wrong_name_in_a_run_is_named_before_it_starts(root):

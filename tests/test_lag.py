@@ -15,6 +15,7 @@ from digits_runs import CONFIG, assert_same_run, kill_when, weights
 
 import equipoise
 from equipoise import EquipoiseError, valuation
+from equipoise.datasets.impairment import missing_rows
 from equipoise.pipelines.checkpoint import Checkpoints, Position
 from equipoise.pipelines.config import load_config
 from equipoise.pipelines.light import train_light
@@ -59,18 +60,26 @@ def test_a_plan_is_of_weights_one_epoch_older_and_never_older(lagged):
 def test_lag_with_one_worker_is_the_light_run_bit_for_bit(lagged, data, tmp_path):
     settings = {"final": False, "lag": 1, "every": 2, "warmup": 1, "sample": 0.3}
     stopping = {"patience": 1, "min_delta": 0.02}
-    out = str(tmp_path / "one")
-    one = equipoise.fit(LAG, data=data, out=out, workers=1, valuation=settings, early_stopping=stopping, max_epochs=9)
+    # Impaired too: both roads must read the block, its epoch and its copies alike, and plan with what rows lack.
+    block = {"missing": {"left": 0.3}, "noise": {"right": 2}, "share": 0.5}
+    how = {"data": data, "workers": 1, "valuation": settings, "early_stopping": stopping, "impairment": block}
+    one = equipoise.fit(LAG, out=str(tmp_path / "one"), max_epochs=9, **how)
     threads = torch.get_num_threads()
     torch.set_num_threads(json.loads((one.path / "environment.json").read_text())["threads"])
     light = train_light(one.config)
     plain = train_light(load_config(one.config.model_dump(), {"valuation": {"lag": 0}}))
+    clean = train_light(one.config.model_copy(update={"impairment": None, "max_epochs": 2}))
+    few = train_light(one.config.model_copy(update={"max_epochs": 2}))
     torch.set_num_threads(threads)
     assert [row["value"] for row in light.epochs] == one.metrics["validation/accuracy"].tolist()
     assert len(light.epochs) < 9, "patience was to end it"
     for name, tensor in weights(one).items():
         assert torch.equal(light.last[name], tensor), name
     assert any(not torch.equal(light.last[name], tensor) for name, tensor in plain.last.items())
+    assert any(not torch.equal(few.last[name], tensor) for name, tensor in clean.last.items())
+    lacking = np.flatnonzero(missing_rows(0.3, "left", "train", 1257))
+    values = one.values("train", one.epochs("train")[0]).to_pandas().set_index("sample_id")
+    assert (values["contribution_left"].isna() == values.index.isin(lacking)).all()
 
 
 @pytest.mark.slow

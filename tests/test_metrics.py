@@ -200,3 +200,34 @@ def test_copies_of_a_graded_table_by_hand():
         get("sample", warmup=1, rule="bins").plan(
             1, [Values(np.arange(4), score.astype(np.float32), present)], num_rows=4, num_modalities=2, seed=0
         )
+
+
+def test_auroc_is_the_mean_over_what_has_a_curve():
+    # Perfect, and a class that no row has, or a label that all or no rows have, does not count as 0.
+    classes = torch.tensor([0, 1] * 5)
+    logits = torch.nn.functional.one_hot(classes, 3) * 8.0
+    assert measured(Classification(3), logits, classes)["auroc"] == 1.0
+    labels = torch.stack([classes, torch.ones(10).long(), torch.zeros(10).long()], dim=1)
+    assert measured(MultiLabel(3), labels * 8.0 - 4, labels)["auroc"] == 1.0
+    assert np.isnan(measured(MultiLabel(2), labels[:, 1:] * 8.0 - 4, labels[:, 1:])["auroc"])
+
+
+def test_no_number_is_the_worst_headline():
+    assert Classification(2).score({"accuracy": float("nan")}) == float("-inf")
+    assert Regression(1, tolerance=1).score({"mae": float("nan")}) == float("-inf")
+
+
+def test_maps_of_another_shape_are_refused_even_with_as_many_positions():
+    task, logits = Segmentation(["a"]), torch.randn(2, 1, 4, 8)
+    mask = (logits > 0).to(torch.uint8).transpose(2, 3)
+    for call in (task.losses, task.benefit, task.metrics().update):
+        with pytest.raises(EquipoiseError, match=r"maps of shape \(1, 4, 8\) and the masks have \(1, 8, 4\)"):
+            call(logits, mask)
+
+
+def test_mean_benefit_is_the_metric_at_the_edge_of_the_tolerance():
+    target = torch.arange(0, 40, dtype=torch.float64)[:, None] * 7
+    task = Regression(1, tolerance=50, center=152, scale=77)
+    logits = ((target + 50) - 152) / 77
+    benefit = float(task.benefit(logits.float(), target).mean())
+    assert benefit == pytest.approx(measured(task, logits.float(), target)["within"])
