@@ -125,8 +125,7 @@ class Balancer:
                 f"Balancer {self.name!r} needs unimodal logits of kind {' or '.join(map(repr, self.accepts))}, but the "
                 f"model has unimodal={model.unimodal!r}: build it with unimodal={self.accepts[0]!r}."
             )
-        fusion = type(getattr(model, "fusion", None)).__name__.lower()
-        if self.fusions is not None and fusion not in self.fusions:
+        if self.fusions is not None and model.fusion_name not in self.fusions:
             raise EquipoiseError(
                 f"Balancer {self.name!r} is defined for the fusion {' or '.join(map(repr, self.fusions))}, not for that of the "
                 f"model: build it with fusion={self.fusions[0]!r} (model.fusion in a configuration)."

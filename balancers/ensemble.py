@@ -11,9 +11,8 @@ class Ensemble(Balancer):
 
         L_m = mean of loss(W_m f_m + b_m, y) over the global batch's rows that have m;  logits = mean over the present m
 
-    No gradient passes between modalities, so that this is M separate trainings in the time of one. On HTAD, emoji and Tux
-    Paint, joint training was seen to stay below it (Wang, Tran, Feiszli, "What Makes Training Multi-modal Classification
-    Networks Hard?", CVPR 2020, report the same of larger sets).
+    No gradient passes between modalities, so that this is M separate trainings in the time of one. Joint training often stays
+    below it: Wang, Tran, Feiszli, "What Makes Training Multi-modal Classification Networks Hard?", CVPR 2020.
     """
 
     name = "ensemble"

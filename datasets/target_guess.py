@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from equipoise.datasets.looking import DISTINCT, ColumnLook
-from equipoise.datasets.targets import SEPARATOR
+from equipoise.datasets.task_spec import SEPARATOR
 from equipoise.models.errors import EquipoiseError, unknown
 
 _TARGETS = (

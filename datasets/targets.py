@@ -10,10 +10,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from equipoise.datasets.bad_value import BadValueError
-from equipoise.datasets.task_spec import TaskSpec
+from equipoise.datasets.task_spec import SEPARATOR, TaskSpec
 from equipoise.models.errors import EquipoiseError, unknown
-
-SEPARATOR = ";"  # between the names in a cell of text
 
 
 def target_field(spec: TaskSpec) -> pa.Field:

@@ -14,6 +14,8 @@ from equipoise.models.modality import Modality
 if TYPE_CHECKING:
     from equipoise.models.task import Task
 
+SEPARATOR = ";"  # between the names of labels in a cell
+
 Kind = Literal["classification", "multilabel", "regression", "segmentation"]
 KINDS: tuple[str, ...] = get_args(Kind)
 
@@ -86,9 +88,10 @@ class TaskSpec(BaseModel):
                     f"The regions {self.labels[lower.index(lower[i])]!r} and {name!r} differ in capitals only: metrics are named "
                     "after them in small letters, rename one."
                 )
-            if self.kind == "multilabel" and (";" in name or name != name.strip() or not name):
+            if self.kind == "multilabel" and (SEPARATOR in name or name != name.strip() or not name):
                 raise EquipoiseError(
-                    f"The label {name!r} could not be told from others in a cell, where labels are joined by ';': rename it."
+                    f"The label {name!r} could not be told from others in a cell, where labels are joined by {SEPARATOR!r}: "
+                    "rename it."
                 )
 
     def _choose(self, kind: str) -> None:

@@ -43,6 +43,7 @@ class MultimodalModel(nn.Module):
     - `absence`: how an absent modality enters: "feature" (its feature is zeros), "input" (the encoding of its absent
       value, computed once a batch, with gradient), "mean" (likewise, of the mean train input), "token" (a learned
       feature), "drop" (left out of a sum, mean or attention).
+    - `fusion_name`: that of a late fusion of ours, for balancers that are defined for one alone; "" for any other.
     - `unimodal`: where unimodal logits come from: "split" (W_m f_m + b/M of a linear head), "heads" (an own linear head
       a modality), "coalition" (the model with the others absent).
     - `linear_head`: True where the logits are a sum of one term a modality and a bias (see `linear_terms`).
@@ -52,6 +53,7 @@ class MultimodalModel(nn.Module):
     modalities: tuple[str, ...]
     late_fusion: bool = True
     absence: Absence = "feature"
+    fusion_name: str = ""
     unimodal: Unimodal = "split"
     linear_head: bool = False
     sizes: Mapping[str, int] = MappingProxyType({})

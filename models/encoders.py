@@ -89,7 +89,7 @@ class CNN2d(nn.Module):
         widths = [in_channels, *[hidden * 2**i for i in range(depth)]]
         layers: list[nn.Module] = []
         for a, b in pairwise(widths):
-            layers += [nn.Conv2d(a, b, 3, stride=2, padding=1), nn.GroupNorm(_groups(b), b), nn.ReLU()]
+            layers += [nn.Conv2d(a, b, 3, stride=2, padding=1), nn.GroupNorm(norm_groups(b), b), nn.ReLU()]
         self.layers = nn.Sequential(*layers)
         self.out = nn.Linear(widths[-1], out_features)
         self.out_features = out_features
@@ -100,7 +100,7 @@ class CNN2d(nn.Module):
         return feature
 
 
-def _groups(channels: int) -> int:
+def norm_groups(channels: int) -> int:
     """Up to 8 groups of at least 4 channels, so that a 1 x 1 image is not normalised away."""
     return next(g for g in (8, 4, 2, 1) if g == 1 or (channels % g == 0 and channels // g >= 4))
 

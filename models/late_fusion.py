@@ -47,7 +47,7 @@ class LateFusion(MultimodalModel):
         super().__init__()
         self.modalities = check_names(encoders)
         self.unimodal = check_combination(fusion, absence, unimodal)
-        self.absence = absence
+        self.absence, self.fusion_name = absence, fusion
         self.linear_head = FUSIONS[fusion].linear
         if absent_values and absence not in ("input", "mean"):
             raise EquipoiseError(

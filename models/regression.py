@@ -66,7 +66,7 @@ class Regression(Task):
         return (off.abs() if self.loss == "l1" else off.square()).mean(dim=1)
 
     def benefit(self, logits: Tensor, target: Tensor) -> Tensor:
-        predicted = self._numbers(logits)
+        predicted = self.predict(logits)
         if self.tolerance is None:
             right = ((predicted >= 0) == (target >= 0)) & ~predicted.isnan()
         else:
@@ -74,10 +74,7 @@ class Regression(Task):
         return right.all(dim=1).to(torch.float32)
 
     def predict(self, logits: Tensor) -> Tensor:
-        """The numbers, in the units of the target: [B, T], float32 or float64."""
-        return self._numbers(logits).to(torch.promote_types(logits.dtype, torch.float32))
-
-    def _numbers(self, logits: Tensor) -> Tensor:
+        """The numbers, in the units of the target: float64[B, T]."""
         return self.center.to(logits.device) + self.scale.to(logits.device) * logits.double()
 
     def metrics(self, thorough: bool = False) -> MetricCollection:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from equipoise.models.encoders import _groups
+from equipoise.models.encoders import norm_groups
 from equipoise.models.errors import EquipoiseError
 
 
@@ -63,5 +63,5 @@ def _convolution(dims: int) -> type[nn.Conv2d] | type[nn.Conv3d]:
 def _double(a: int, b: int, dims: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for channels in (a, b):
-        layers += [_convolution(dims)(channels, b, 3, padding=1), nn.GroupNorm(_groups(b), b), nn.ReLU()]
+        layers += [_convolution(dims)(channels, b, 3, padding=1), nn.GroupNorm(norm_groups(b), b), nn.ReLU()]
     return nn.Sequential(*layers)

@@ -154,11 +154,13 @@ def _csv(path: Path, schema: pa.Schema) -> Iterator[Write]:
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(schema.names)
+        # So many digits give a float32, or a float64, back exactly.
+        exact = {pa.float32(): ".9", pa.float64(): ".17"}
+        written = {field.name: exact.get(field.type, "") for field in schema}
 
         def write(table: pa.Table) -> None:
             for row in table.to_pylist():
-                # Nine digits give a float32 back exactly.
-                writer.writerow([f"{cell:.9g}" if isinstance(cell, float) else cell for cell in row.values()])
+                writer.writerow([f"{row[name]:{digits}g}" if digits else row[name] for name, digits in written.items()])
 
         yield write
 

@@ -9,8 +9,7 @@ import numpy as np
 import pyarrow as pa
 from torch import Tensor
 
-from equipoise.datasets.targets import SEPARATOR
-from equipoise.datasets.task_spec import TaskSpec
+from equipoise.datasets.task_spec import SEPARATOR, TaskSpec
 from equipoise.models import Task
 
 
@@ -23,7 +22,7 @@ def fields(spec: TaskSpec) -> list[pa.Field]:
     """
     if spec.kind == "regression":
         names = ["predicted"] if len(spec.labels) == 1 else [f"predicted_{name}" for name in spec.labels]
-        return [pa.field(name, pa.float32()) for name in names]
+        return [pa.field(name, pa.float64()) for name in names]
     if spec.kind == "segmentation":
         return [
             pa.field("mask", pa.large_binary()),
@@ -45,7 +44,7 @@ def columns(spec: TaskSpec, task: Task, logits: Tensor) -> Sequence[pa.Array]:
     """The values of `fields` for logits [B, ...]."""
     found = task.predict(logits).numpy()
     if spec.kind == "regression":
-        return [pa.array(np.ascontiguousarray(numbers), pa.float32()) for numbers in found.T]
+        return [pa.array(np.ascontiguousarray(numbers)) for numbers in found.T]
     if spec.kind == "segmentation":
         shares = found.reshape(*found.shape[:2], -1).mean(axis=2)
         masks = pa.array([mask.astype(np.uint8).tobytes() for mask in found], pa.large_binary())

@@ -268,7 +268,7 @@ def test_an_exported_model_is_bit_equal_and_needs_no_ray(pets, tmp_path):
     assert torch.equal(torch.load(tmp_path / "logits.pt"), expected)
     config = json.loads((folder / "config.json").read_text())
     assert config["data"]["hash"] == run.own_manifest.hash
-    assert config["fitted"].keys() == {"photo", "note", "walk"}
+    assert config["fitted"].keys() == {"photo", "note", "walk", "call"}
 
 
 def damaged(folder, name, edit):

@@ -14,8 +14,8 @@ from PIL import Image
 
 from equipoise.datasets.columns import Decoder
 from equipoise.datasets.reading import Reader
-from equipoise.datasets.targets import SEPARATOR, decode_targets
-from equipoise.datasets.task_spec import TaskSpec
+from equipoise.datasets.targets import decode_targets
+from equipoise.datasets.task_spec import SEPARATOR, TaskSpec
 from equipoise.models.errors import EquipoiseError
 from equipoise.models.modality import Modality
 from equipoise.pipelines.report.drawing import el
