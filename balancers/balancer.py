@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from equipoise.balancers.gradients import Gradients
     from equipoise.models.batch import Batch
 
+#: What a method changes: nothing (a control to compare with), the rows, the losses, or the gradients they give.
+Family = Literal["control", "data", "objective", "gradient"]
+
 REGISTRY: dict[str, type[Balancer]] = {}
 
 
@@ -25,6 +28,7 @@ class Balancer:
 
     A subclass with a `name` registers itself. Its `Options` are the single source of its defaults.
 
+    - `family`: what it changes: "control", "data", "objective" or "gradient". `losses`: its objectives, in words.
     - `separate`: False sums the objectives and lets DDP reduce the gradient; True keeps one gradient an objective apart
       until `combine`.
     - `accepts`: the kinds of unimodal logits it works with, the preferred one first.
@@ -45,6 +49,8 @@ class Balancer:
         model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: ClassVar[str] = ""
+    family: ClassVar[Family] = "objective"
+    losses: ClassVar[str] = "fused"
     separate: ClassVar[bool] = False
     accepts: ClassVar[tuple[Unimodal, ...]] = ("split", "heads", "coalition")
     fusions: ClassVar[tuple[str, ...] | None] = None
@@ -63,6 +69,10 @@ class Balancer:
             self.options: Any = self.Options(**options)
         except ValidationError as error:
             raise option_error(f"balancer {self.name!r}", self.Options, error) from None
+
+    def backward_passes(self, modalities: int) -> int:
+        """How often a step goes backward through the model, with so many modalities all present."""
+        return 1
 
     def before_forward(self, batch: Batch, ctx: StepContext) -> Batch:
         """The batch to train on, such as one with some modalities masked. `ctx` has no outputs yet."""

@@ -16,6 +16,8 @@ class Ensemble(Balancer):
     """
 
     name = "ensemble"
+    family = "control"
+    losses = "one a modality"
     accepts = ("split",)
     fusions = ("average",)
     tasks = ("classification", "multilabel", "regression", "segmentation")

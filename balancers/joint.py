@@ -1,8 +1,10 @@
 """Joint training: the fused loss alone."""
 
+from typing import ClassVar
+
 from torch import Tensor
 
-from equipoise.balancers.balancer import Balancer
+from equipoise.balancers.balancer import Balancer, Family
 from equipoise.balancers.context import StepContext
 
 
@@ -10,6 +12,7 @@ class Joint(Balancer):
     """Plain multimodal training, the baseline of every paper: mean of CE(z, y) over the global batch."""
 
     name = "joint"
+    family: ClassVar[Family] = "control"
     tasks = ("classification", "multilabel", "regression", "segmentation")
 
     def objectives(self, ctx: StepContext) -> dict[str, Tensor]:

@@ -20,6 +20,7 @@ class ModalityDropout(Joint):
     """
 
     name = "modality_dropout"
+    family = "data"
 
     class Options(BaseModel):
         model_config = ConfigDict(frozen=True, extra="forbid")

@@ -29,6 +29,7 @@ class OGM(Balancer):
     """
 
     name = "ogm"
+    family = "gradient"
     accepts = ("split", "heads")
 
     class Options(BaseModel):

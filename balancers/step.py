@@ -285,8 +285,9 @@ class BalancedStep:
                         row[size + n] = 1.0
         if self.group is not None:
             dist.all_reduce(buffer, group=self.group)
-        self._used = buffer[:, size:].sum(dim=0) > 0
-        return Gradients(buffer[:, :size], names, self.layout)
+        reached = (buffer[:, size:] > 0).cpu()
+        self._used = reached.any(dim=0)
+        return Gradients(buffer[:, :size], names, self.layout, reached)
 
     def _refuse_nonfinite(self, losses: Mapping[str, float]) -> None:
         for name, value in losses.items():

@@ -15,6 +15,8 @@ class Summed(Balancer):
     """
 
     name = "summed"
+    family = "control"
+    losses = "fused, one a modality"
     tasks = ("classification", "multilabel", "regression", "segmentation")
     accepts = ("split", "heads")
 
