@@ -266,11 +266,10 @@ def test_every_balancer_has_a_card_with_its_options(name):
     card = f"docs/methods/{name}.md"
     assert text(card).startswith(f"# {name}\n")
     assert first_columns(tables(card).get("Options", [[]])) == option_rows(REGISTRY[name].Options)
-    assert f"methods/{name}.md" in text("README.md")
 
 
 def test_every_card_is_of_a_balancer():
-    assert sorted(card.stem for card in CARDS.glob("*.md")) == balancers.names()
+    assert sorted(card.stem for card in CARDS.glob("*.md") if card.stem != "README") == balancers.names()
 
 
 def test_the_hooks_tables_are_the_contract():
