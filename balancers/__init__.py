@@ -2,7 +2,7 @@
 
 >>> from equipoise import balancers
 >>> balancers.names()
-['joint', 'modality_dropout', 'ogm', 'ogm_ge', 'summed']
+['balgrad', 'ensemble', 'gmd', 'joint', 'modality_dropout', 'ogm', 'ogm_ge', 'summed']
 >>> step = balancers.BalancedStep(model, task, balancers.get("ogm", alpha=0.3), optimizer)   # doctest: +SKIP
 >>> result = step(batch)                                                                     # doctest: +SKIP
 """
@@ -11,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 
 from equipoise.balancers.balancer import Balancer, get, names
+from equipoise.balancers.conflicts import remove_conflicts
 from equipoise.balancers.context import StepContext
 from equipoise.balancers.gradients import Gradients
 from equipoise.balancers.step import BalancedStep, StepResult
@@ -19,4 +20,4 @@ from equipoise.balancers.step import BalancedStep, StepResult
 for _file in sorted(Path(__file__).parent.glob("[a-z]*.py")):
     import_module(f"equipoise.balancers.{_file.stem}")
 
-__all__ = ["BalancedStep", "Balancer", "Gradients", "StepContext", "StepResult", "get", "names"]
+__all__ = ["BalancedStep", "Balancer", "Gradients", "StepContext", "StepResult", "get", "names", "remove_conflicts"]

@@ -26,9 +26,12 @@ class StepContext:
         statistics: what `Balancer.statistics` returned, summed over workers (and micro-batches).
         seed, epoch, step: what random choices are made of.
         reports: numbers that end up in `StepResult.statistics`.
+        calibrated: float64 [k, k], set by a `combine` that changes gradients: row i gives the one of objective i in terms of
+            the originals.
     """
 
     outputs: Outputs
+    calibrated: Tensor | None = None
 
     def __init__(
         self,
@@ -86,6 +89,8 @@ class StepContext:
         Meaningless in rows that have none of the subset: leave them out by name (`Balancer.rows`).
         """
         members = tuple(m for m in self.modalities if m in set(subset))
+        if members == self.modalities and torch.is_grad_enabled():
+            return self.outputs.logits
         # `statistics` runs without gradient: its logits must not be handed to `objectives`.
         key = (members, torch.is_grad_enabled())
         if key not in self._fused:
@@ -129,6 +134,12 @@ class StepContext:
         if self._group is not None:
             dist.all_reduce(total, group=self._group)
         return total
+
+    def agreed(self, tensor: Tensor) -> Tensor:
+        """A tensor as the first worker has it: where a sign decides, rounding must not part the workers."""
+        if self._group is not None:
+            dist.broadcast(tensor, group_src=0, group=self._group)
+        return tensor
 
     def random(self, purpose: str, modality: str = "") -> Tensor:
         """float64[B] in [0, 1), one a row: a hash of (seed, purpose, modality, epoch, sample_id, copy)."""

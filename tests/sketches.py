@@ -1,41 +1,12 @@
-"""Six methods sketched against the balancer contract before it was frozen: does it hold what they need?
+"""Methods sketched against the balancer contract: does it hold what they need?
 
-Modality dropout is real by now (`balancers/modality_dropout.py`); these five are sketches, short of options and of what
-their papers need beyond the contract, and registered nowhere. The world-size test runs them, since they use every hook
-and both roads.
+Short of options and of what their papers need beyond the contract, and registered nowhere. The world-size test runs them,
+since they use every hook and both roads.
 """
 
-from itertools import combinations
-
 import torch
-from torch.nn import functional as F
 
 from equipoise.balancers import Balancer
-
-
-class GMDSketch(Balancer):
-    """GMD: one objective an availability subset, conflict removal through the Gram matrix of the shared parameters."""
-
-    separate = True
-    subsets = staticmethod(lambda names: [s for k in range(len(names), 0, -1) for s in combinations(names, k)])
-
-    def rows(self, batch, ctx):
-        bit = {m: batch["present"][:, i] for i, m in enumerate(ctx.modalities)}
-        return {"+".join(s): torch.stack([bit[m] for m in s]).all(dim=0) for s in self.subsets(ctx.modalities)}
-
-    def objectives(self, ctx):
-        named = {"+".join(s): s for s in self.subsets(ctx.modalities)}
-        return {n: ctx.mean(ctx.task.losses(ctx.fuse(s), ctx.target), n) for n, s in named.items() if ctx.counts[n]}
-
-    def combine(self, gradients, ctx):
-        gram, k = gradients.gram(), len(gradients.names)
-        c = torch.eye(k, dtype=torch.float64)
-        for i in range(k):
-            for j in torch.randperm(k, generator=ctx.generator(f"gmd{i}")).tolist():
-                d = c[i] @ gram[:, j]
-                if j != i and d < 0:
-                    c[i, j] -= d / gram[j, j]
-        return c.mean(dim=0).to(gradients.flat.dtype) @ gradients.flat
 
 
 class AGMSketch(Balancer):
@@ -113,41 +84,6 @@ class MMParetoSketch(Balancer):
         return out
 
 
-class BalGradSketch(Balancer):
-    """BalGrad: fused, unimodal and mutual KL losses; KL reweighted by loss shares; one-sided projection."""
-
-    separate = True
-    accepts = ("heads", "split")
-
-    def statistics(self, ctx):
-        return {m: (ctx.task.losses(ctx.unimodal_logits(m), ctx.target) * ctx.has(m)).sum() for m in ctx.modalities}
-
-    def objectives(self, ctx):
-        mean = ctx.mean
-        level = {m: float(ctx.statistics[m]) / max(ctx.counts[m], 1) for m in ctx.modalities if ctx.counts[m]}
-        total, kl, uni = sum(level.values()), 0, 0
-        log_p = {m: F.log_softmax(ctx.unimodal_logits(m), dim=1) for m in level}
-        for m in level:
-            others = [log_p[o].exp().detach() for o in level if o != m]
-            uni = uni + mean(ctx.task.losses(ctx.unimodal_logits(m), ctx.target), m)
-            if others:
-                target = torch.stack(others).mean(dim=0)
-                kl = kl + level[m] / total * mean(F.kl_div(log_p[m], target, reduction="none").sum(dim=1), m)
-        return {"fused": mean(ctx.task.losses(ctx.outputs.logits, ctx.target)), "unimodal": uni, "kl": kl}
-
-    weights_from_statistics = True
-
-    def combine(self, gradients, ctx):
-        reached = [*ctx.modalities, "shared"]  # in this sketch with the heads, on which the fused gradient is zero
-        fused, uni, kl = gradients.flat
-        d = gradients.gram(reached)[0, 2]
-        if d < 0:
-            for owner in reached:
-                span = gradients.layout.owners[owner]
-                fused[span] -= (d / gradients.gram(reached)[2, 2]).to(kl.dtype) * kl[span]
-        return fused + uni + kl
-
-
 class MSESSketch(Balancer):
     """MSES: a modality stops learning once its own validation loss has not improved for `patience` epochs."""
 
@@ -188,10 +124,8 @@ class SeparateSummed(Balancer):
 
 
 SKETCHES = {
-    "gmd": GMDSketch,
     "agm": AGMSketch,
     "mmpareto": MMParetoSketch,
-    "balgrad": BalGradSketch,
     "mses": MSESSketch,
     "separate_summed": SeparateSummed,
 }

@@ -15,7 +15,7 @@ def relative(a, b):
     return (top / sum(float((b[n].astype(np.float64) ** 2).sum()) for n in b)) ** 0.5
 
 
-SKETCHED = ["gmd", "agm", "mmpareto", "balgrad", "mses", "separate_summed"]
+SKETCHED = ["agm", "mmpareto", "mses", "separate_summed"]
 
 
 def run(gloo, world, name, *, options=None, how=None, dtype="float64", cut="even", micro=1, optimizer="sgd"):
@@ -113,6 +113,20 @@ def test_early_fusion(gloo, name, absence):
 @pytest.mark.parametrize("options", [{"apply": "update"}, {"ends": 2}])
 def test_ogm_options(gloo, options):
     check(gloo, "ogm", options=options, how={"unimodal": "heads"}, cut="uneven", optimizer="adamw")
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("gmd", {"subsets": 3, "reduction": "sum"}),
+        ("gmd", {"compat": "official"}),
+        ("balgrad", {"weights": "norm", "blockwise": True}),
+        ("balgrad", {"weights": "inverse"}),
+    ],
+    ids=str,
+)
+def test_options_of_the_gradient_methods(gloo, name, options):
+    check(gloo, name, options=options, cut="empty", optimizer="adamw")
 
 
 def test_unreduced_statistics_fail_this_test(gloo):
