@@ -35,7 +35,7 @@ class BalGrad(Balancer):
     family = "gradient"
     losses = "fused, unimodal, KL"
     separate = True
-    accepts = ("heads", "split")
+    accepts = ("heads",)
     tasks = ("classification", "multilabel")
     weights_from_statistics = True
 

@@ -20,6 +20,8 @@ from equipoise.balancers import Gradients, StepContext, remove_conflicts
 from equipoise.balancers.conflicts import random_orders, walk
 from equipoise.balancers.gradients import Layout
 from equipoise.models import Classification, EquipoiseError, Segmentation
+from equipoise.pipelines.config import load_config
+from equipoise.pipelines.light import train_light
 
 
 def calibrated(gradients, orders):
@@ -314,3 +316,14 @@ def test_without_conflict_removal_it_is_the_mean_of_the_losses():
         moved[options.get("reduction", "mean")] = {n: before[n] - p.detach() for n, p in model.named_parameters()}
     for n in moved["mean"]:
         torch.testing.assert_close(moved["sum"][n], 7 * moved["mean"][n])
+
+
+def test_on_digits_each_half_alone_becomes_good_and_both_stay_so(data):
+    found = {}
+    for name in ("joint", "gmd"):
+        config = {"data": data, "out": "unused", "balancer": name, "max_steps": 200, "batch_size": 100}
+        matrix = train_light(load_config({**config, "optimizer": {"lr": 0.01}})).matrix["test"]
+        found[name] = np.array([matrix[c]["accuracy"] for c in (1, 2, 3)])
+    assert found["gmd"].min() > 0.75
+    assert found["joint"].min() < 0.7
+    assert found["gmd"][2] > found["joint"][2] - 0.02
