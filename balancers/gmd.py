@@ -12,7 +12,12 @@ from equipoise.balancers.conflicts import random_orders, remove_conflicts, walk
 from equipoise.balancers.context import StepContext
 from equipoise.balancers.gradients import Gradients
 from equipoise.models.batch import Batch
+from equipoise.models.contract import MultimodalModel
 from equipoise.models.errors import EquipoiseError
+from equipoise.models.task import Task
+
+#: More backward passes a step than anyone takes unawares: six modalities have 63 sets.
+MANY = 63
 
 
 class GMD(Balancer):
@@ -69,6 +74,15 @@ class GMD(Balancer):
     def backward_passes(self, modalities: int) -> int:
         every = int(2**modalities - 1)
         return every if self.options.subsets == "all" else min(self.options.subsets, every)
+
+    def check(self, model: MultimodalModel, task: Task) -> None:
+        super().check(model, task)
+        passes = self.backward_passes(len(model.modalities))
+        if self.options.subsets == "all" and passes > MANY:
+            raise EquipoiseError(
+                f"Balancer 'gmd' over all sets of {len(model.modalities)} modalities goes backward {passes} times a step and "
+                f"keeps as many gradients: give subsets=5, as the paper does, or subsets={passes} if that is meant."
+            )
 
     def subsets(self, ctx: StepContext) -> dict[str, tuple[str, ...]]:
         """{"a+b": ("a", "b"), ...}: the sets of this step, larger ones first."""

@@ -19,7 +19,7 @@ from equipoise import balancers
 from equipoise.balancers import Gradients, StepContext, remove_conflicts
 from equipoise.balancers.conflicts import random_orders, walk
 from equipoise.balancers.gradients import Layout
-from equipoise.models import Classification, EquipoiseError, Segmentation
+from equipoise.models import MLP, Classification, EquipoiseError, LateFusion, Segmentation
 from equipoise.pipelines.config import load_config
 from equipoise.pipelines.light import train_light
 
@@ -250,6 +250,15 @@ def test_a_number_of_sets_that_is_none_is_named(value):
 def test_compat_leaves_nothing_to_choose():
     with pytest.raises(EquipoiseError, match=r"compat='official' fixes .*: leave project, reduction and specific out"):
         balancers.get("gmd", compat="official", reduction="sum")
+
+
+def test_a_hundred_passes_are_not_taken_unawares():
+    names = tuple("abcdefg")
+    model = LateFusion({m: MLP(2, (2,), 2) for m in names}, 3)
+    with pytest.raises(EquipoiseError, match=r"all sets of 7 modalities goes backward 127 times .*: give subsets=5"):
+        balancers.get("gmd").check(model, Classification(3))
+    balancers.get("gmd", subsets=127).check(model, Classification(3))
+    balancers.get("gmd", subsets=5).check(model, Classification(3))
 
 
 # The whole step.
