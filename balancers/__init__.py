@@ -14,10 +14,21 @@ from equipoise.balancers.balancer import Balancer, get, names
 from equipoise.balancers.conflicts import remove_conflicts
 from equipoise.balancers.context import StepContext
 from equipoise.balancers.gradients import Gradients
+from equipoise.balancers.monitor import Monitor
 from equipoise.balancers.step import BalancedStep, StepResult
 
 # A method is a file here: importing it registers it, so a new one touches no other file.
 for _file in sorted(Path(__file__).parent.glob("[a-z]*.py")):
     import_module(f"equipoise.balancers.{_file.stem}")
 
-__all__ = ["BalancedStep", "Balancer", "Gradients", "StepContext", "StepResult", "get", "names", "remove_conflicts"]
+__all__ = [
+    "BalancedStep",
+    "Balancer",
+    "Gradients",
+    "Monitor",
+    "StepContext",
+    "StepResult",
+    "get",
+    "names",
+    "remove_conflicts",
+]

@@ -21,6 +21,8 @@ from torch.optim import Optimizer
 from equipoise.balancers.balancer import Balancer
 from equipoise.balancers.context import StepContext, reduce_sums
 from equipoise.balancers.gradients import Gradients, Layout
+from equipoise.balancers.indicator import Indicator, indicate, region_grams, towards
+from equipoise.balancers.monitor import Monitor, Watch
 from equipoise.models.batch import Batch, check_batch
 from equipoise.models.contract import MultimodalModel, check_ownership
 from equipoise.models.errors import EquipoiseError
@@ -70,6 +72,7 @@ class BalancedStep:
         clip_norm: clip the gradient's 2-norm over all parameters, after `modulate`.
         autocast: run the forward pass under autocast of this dtype (torch.bfloat16).
         group: the workers that share a global batch; all of them by default.
+        monitor: look at the gradients of every set of modalities now and then, see `Monitor`.
 
     Set `epoch` before each epoch (random choices of a row depend on it). `state_dict` holds the balancer's state and the
     counters.
@@ -90,6 +93,7 @@ class BalancedStep:
         clip_norm: float | None = None,
         autocast: torch.dtype | None = None,
         group: dist.ProcessGroup | None = None,
+        monitor: Monitor | None = None,
     ) -> None:
         if isinstance(model, DistributedDataParallel | DataParallel) or "FullySharded" in type(model).__name__:
             raise EquipoiseError(
@@ -121,10 +125,13 @@ class BalancedStep:
                 self._objective = DistributedDataParallel(
                     self._objective, process_group=self.group, find_unused_parameters=True
                 )
+        self._watch = None if monitor is None else Watch(monitor, self, group)
 
     def __call__(self, batch: Batch | Sequence[Batch]) -> StepResult:
-        contexts = self._contexts([batch] if isinstance(batch, Mapping) else batch)
+        batches = [batch] if isinstance(batch, Mapping) else batch
         self.model.train()
+        seen = self._watch.look(batches) if self._watch is not None and self._watch.due() else {}
+        contexts = self._contexts(batches)
         self.optimizer.zero_grad(set_to_none=True)
         self._losses = {}
         if self.balancer.weights_from_statistics and len(contexts) > 1:
@@ -143,7 +150,14 @@ class BalancedStep:
         self._refuse_nonfinite(losses)
 
         if gradients is not None:
-            self._write(gradients, self.balancer.combine(gradients, last))
+            grams = region_grams(gradients)
+            before = indicate(grams, gradients.names)
+            self._refuse_nonfinite_norms(before)
+            combined = self.balancer.combine(gradients, last)
+            last.reports |= before.numbers("gradient") | towards(gradients, combined)
+            if last.calibrated is not None:
+                last.reports |= indicate(grams, gradients.names, last.calibrated).numbers("gradient/after")
+            self._write(gradients, combined)
         self._forget_dropped(last)
         # Before `modulate`, which may change the balancer's state: a refused step leaves everything as it was.
         self._refuse_nonfinite_gradient()
@@ -152,7 +166,12 @@ class BalancedStep:
             last.report("gradient_norm", float(nn.utils.clip_grad_norm_(self.layout.parameters, self.clip_norm)))
         self._update(last)
         self.step += 1
-        return StepResult(sum(losses.values()), losses, dict(last.reports))
+        return StepResult(sum(losses.values()), losses, {**last.reports, **seen})
+
+    def gradients(self, batches: Sequence[Batch]) -> Gradients:
+        """The reduced gradients of the balancer's objectives on a global batch, and nothing else of a step."""
+        self._losses = {}
+        return self._separate_backward(self._contexts(batches))
 
     def state_dict(self) -> dict[str, Any]:
         """The balancer's state, the epoch and the number of steps made."""
@@ -297,6 +316,16 @@ class BalancedStep:
                     "all workers and no parameter changed. Look for NaN or huge values in the inputs, or lower the "
                     "learning rate."
                 )
+
+    def _refuse_nonfinite_norms(self, indicator: Indicator) -> None:
+        """Refuse a gradient of one objective that is not finite, on all workers alike since it is reduced."""
+        bad = [n for n, norm in zip(indicator.names, indicator.norms.tolist(), strict=True) if not math.isfinite(norm)]
+        if bad:
+            raise EquipoiseError(
+                f"The gradient of the objective {bad[0]!r} is not finite in step {self.step} of epoch {self.epoch}, though its "
+                "loss is: the step was refused on all workers and no parameter changed. Look for a derivative without a "
+                "bound (sqrt at 0, log of 0), or lower the learning rate."
+            )
 
     def _refuse_nonfinite_gradient(self) -> None:
         """Refuse a gradient that is not finite, on all workers alike since it is reduced."""

@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from equipoise import balancers, valuation
+from equipoise.balancers import Monitor
 from equipoise.datasets.impairment import Impairment
 from equipoise.models import ModelConfig
 from equipoise.models.errors import EquipoiseError, unknown
@@ -99,6 +100,7 @@ class Config(Section):
     schedule: ScheduleConfig = ScheduleConfig()
     clip_norm: float | None = Field(None, gt=0)
     precision: Literal["float32", "bfloat16"] = "float32"
+    monitor: Monitor | None = Field(None, description="a look at the gradients now and then, see docs/indicator.md")
     valuation: ValuationConfig = ValuationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()

@@ -33,8 +33,9 @@ class LightRun:
 
     `model` has the best epoch's weights, in eval mode; `values` {split: score tables by it} and `matrix` {split: metrics by
     coalition id} are of validation and test. `best` is {"epoch", "step", "metric", "value", "loss"} of that epoch on
-    validation, `epochs` a row an epoch, `last` the weights after the last step. `seen` int64 [train rows, M + 1]: how often a
-    row was trained on in all steps, padding included: by copies that keep modality m alone, and, last column, whole.
+    validation, `epochs` a row an epoch, `steps` a row a step (as in steps.parquet), `last` the weights after the last step.
+    `seen` int64 [train rows, M + 1]: how often a row was trained on in all steps, padding included: by copies that keep
+    modality m alone, and, last column, whole.
     """
 
     model: MultimodalModel
@@ -42,6 +43,7 @@ class LightRun:
     matrix: dict[str, Matrix]
     best: dict[str, Any]
     epochs: list[dict[str, Any]]
+    steps: list[dict[str, Any]]
     last: dict[str, Tensor]
     seen: np.ndarray
 
@@ -67,7 +69,14 @@ def train_light(config: Config) -> LightRun:
     schedule = build_schedule(optimizer, config)
     autocast = torch.bfloat16 if config.precision == "bfloat16" else None
     step = BalancedStep(
-        model, task, balancer, optimizer, seed=config.seed, clip_norm=config.clip_norm, autocast=autocast
+        model,
+        task,
+        balancer,
+        optimizer,
+        seed=config.seed,
+        clip_norm=config.clip_norm,
+        autocast=autocast,
+        monitor=config.monitor,
     )
 
     def valued(some: Mapping[str, np.ndarray], thorough: bool = False) -> tuple[list[Values], Matrix]:
@@ -84,6 +93,7 @@ def train_light(config: Config) -> LightRun:
     state: tuple[int, np.ndarray | None] = (-1, None)  # the sweep that made it, what it left for later ones
     swept: dict[int, list[Values]] = {}
     epochs: list[dict[str, Any]] = []
+    made: list[dict[str, Any]] = []
     best: dict[str, Any] = {}
     weights: dict[str, Tensor] = {}
     seen = np.zeros((num_rows, len(names) + 1), np.int64)
@@ -104,7 +114,10 @@ def train_light(config: Config) -> LightRun:
             else:
                 rows = reader.read("train", part["sample_id"], kept, config.impairment, epoch, part["copy"])
             rows["copy"] = part["copy"].astype(np.int16)
-            loss += step(to_batch(rows, names, device)).loss / steps
+            result = step(to_batch(rows, names, device))
+            loss += result.loss / steps
+            named = {f"loss/{name}": value for name, value in result.losses.items()}
+            made.append({"step": step.step - 1, "epoch": epoch, "loss": result.loss, **named, **result.statistics})
             schedule.step()
 
         cell = valued(columns["validation"])[1]
@@ -138,7 +151,7 @@ def train_light(config: Config) -> LightRun:
     found = {name: valued(columns[name], thorough=True) for name in ("validation", "test")}
     values = {name: joined(chunks) for name, (chunks, _) in found.items()}
     return LightRun(
-        model.eval(), values, {name: matrix for name, (_, matrix) in found.items()}, best, epochs, last, seen
+        model.eval(), values, {name: matrix for name, (_, matrix) in found.items()}, best, epochs, made, last, seen
     )
 
 

@@ -91,6 +91,7 @@ class Training:
             seed=config.seed,
             clip_norm=config.clip_norm,
             autocast=torch.bfloat16 if config.precision == "bfloat16" else None,
+            monitor=config.monitor,
         )
         self.position = Position(0, 0)
         self.best: dict[str, Any] | None = None
