@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from equipoise.models.batch import Batch, check_batch, to_batch
-    from equipoise.models.build import EncoderConfig, ModelConfig, build_encoder, build_model
+    from equipoise.models.build import build_encoder, build_model
+    from equipoise.models.config import EncoderConfig, ModelConfig
     from equipoise.models.contract import Absence, MultimodalModel, Outputs, Unimodal, absent_key, check_ownership
     from equipoise.models.dense import DenseFusion
+    from equipoise.models.dynamic_sharing import DynamicSharing
+    from equipoise.models.early_concat import EarlyConcat
     from equipoise.models.early_fusion import EarlyFusion, Patches, Words
     from equipoise.models.encoders import GRU, MLP, CNN1d, CNN2d, EmbeddingGRU
     from equipoise.models.errors import EquipoiseError
@@ -19,14 +22,21 @@ if TYPE_CHECKING:
     from equipoise.models.multilabel import MultiLabel
     from equipoise.models.regression import Regression
     from equipoise.models.segmentation import Segmentation
+    from equipoise.models.shared_trunk import ModalityNorm, SharedMLP
+    from equipoise.models.shared_unet import SharedUNet
     from equipoise.models.task import Classification, Task
     from equipoise.models.unet import UNet
 
 _HOMES = {
     "batch": ("Batch", "check_batch", "to_batch"),
-    "build": ("EncoderConfig", "ModelConfig", "build_encoder", "build_model"),
+    "build": ("build_encoder", "build_model"),
+    "config": ("EncoderConfig", "ModelConfig"),
     "contract": ("Absence", "MultimodalModel", "Outputs", "Unimodal", "absent_key", "check_ownership"),
     "dense": ("DenseFusion",),
+    "dynamic_sharing": ("DynamicSharing",),
+    "early_concat": ("EarlyConcat",),
+    "shared_trunk": ("ModalityNorm", "SharedMLP"),
+    "shared_unet": ("SharedUNet",),
     "unet": ("UNet",),
     "early_fusion": ("EarlyFusion", "Patches", "Words"),
     "encoders": ("CNN1d", "CNN2d", "EmbeddingGRU", "GRU", "MLP"),
@@ -41,9 +51,11 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "Absence", "Batch", "CNN1d", "CNN2d", "Classification", "DenseFusion", "EarlyFusion", "EmbeddingGRU",
-    "EncoderConfig", "EquipoiseError", "GRU", "LateFusion", "MLP", "Modality", "ModelConfig", "MultiLabel",
-    "MultimodalModel", "Outputs", "Patches", "Regression", "Segmentation", "Task", "UNet", "Unimodal", "Words",
+    "Absence", "Batch", "CNN1d", "CNN2d", "Classification", "DenseFusion", "DynamicSharing", "EarlyConcat",
+    "EarlyFusion", "EmbeddingGRU",
+    "EncoderConfig", "EquipoiseError", "GRU", "LateFusion", "MLP", "Modality", "ModalityNorm", "ModelConfig", "MultiLabel",
+    "MultimodalModel", "Outputs", "Patches", "Regression", "Segmentation", "SharedMLP",
+    "SharedUNet", "Task", "UNet", "Unimodal", "Words",
     "absent_key", "build_encoder", "build_model", "check_batch", "check_ownership", "to_batch",
 ]  # fmt: skip
 

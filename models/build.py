@@ -5,88 +5,26 @@ from math import prod
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from equipoise.models.contract import Absence, MultimodalModel, Unimodal
+from equipoise.models.config import EncoderConfig, EncoderKind, ModelConfig
+from equipoise.models.contract import MultimodalModel, Unimodal
 from equipoise.models.dense import DenseFusion
+from equipoise.models.dynamic_sharing import DynamicSharing
+from equipoise.models.early_concat import EarlyConcat
 from equipoise.models.early_fusion import EarlyFusion, Patches, Words, check_early
 from equipoise.models.encoders import GRU, MLP, CNN1d, CNN2d, EmbeddingGRU
 from equipoise.models.errors import EquipoiseError
-from equipoise.models.fusion import FUSIONS, FusionName, check_combination
+from equipoise.models.fusion import check_combination
 from equipoise.models.late_fusion import LateFusion
 from equipoise.models.modality import Modality
 from equipoise.models.presence import check_known, check_names
+from equipoise.models.shared_trunk import SharedMLP
+from equipoise.models.shared_unet import SharedUNet
 from equipoise.models.unet import UNet
-
-EncoderKind = Literal["mlp", "cnn1d", "cnn2d", "gru", "embedding_gru", "unet"]
 
 SMALL = 256
 """An array of up to this many values goes through an MLP."""
-
-
-class EncoderConfig(BaseModel):
-    """The encoder of a modality. `kind="auto"` chooses by the modality's kind and shape, see `auto_encoder`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    kind: Literal["auto", "mlp", "cnn1d", "cnn2d", "gru", "embedding_gru", "unet"] = "auto"
-    hidden: int | None = Field(
-        default=None, ge=1, description="width inside: mlp, cnn1d, embedding_gru 64, cnn2d 32, unet 8; gru has none"
-    )
-    depth: int | None = Field(
-        default=None, ge=1, description="hidden or recurrent layers: mlp, gru 1, cnn1d, cnn2d 2; levels of a unet: 2"
-    )
-    out_features: int | None = Field(
-        default=None, ge=1, description="size of the feature: 64; at each position of a unet: 16"
-    )
-
-
-class ModelConfig(BaseModel):
-    """What model to build. `encoders` has an encoder for single modalities, `encoder` the one for all others."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    kind: Literal["late", "early"] = "late"
-    encoder: EncoderConfig = Field(default_factory=EncoderConfig)
-    encoders: dict[str, EncoderConfig] = {}
-    # Spelt out: pydantic's sentence on a union of literals names the union.
-    fusion: Literal["concat", "sum", "gated", "film", "attention", "average", "auto"] = Field(
-        "auto", description="late fusion only; auto: what the balancer needs, else concat"
-    )
-    absence: Literal["feature", "input", "drop", "mean", "token", "auto"] = Field(
-        "auto", description="auto: feature for late fusion (average: drop), drop for early"
-    )
-    dim: int = Field(64, ge=1, description="width inside gated, film, attention, and of the early transformer")
-    depth: int = Field(2, ge=1, description="layers of the early transformer")
-    heads: int = Field(4, ge=1, description="attention heads of the early transformer")
-    tokens: int = Field(4, ge=1, description="tokens of a modality that is not text, early fusion only")
-
-    @model_validator(mode="after")
-    def _has_a_meaning(self) -> "ModelConfig":
-        if self.kind == "early" and self.fusion == "concat":
-            # What configurations of early fusion held before "auto" was the default.
-            object.__setattr__(self, "fusion", "auto")
-        other = {"late": ("depth", "heads", "tokens"), "early": ("encoder", "encoders", "fusion")}[self.kind]
-        for field in other:
-            default = type(self).model_fields[field].get_default(call_default_factory=True)
-            if getattr(self, field) != default:
-                raise EquipoiseError(f"model.{field} has no meaning for model.kind={self.kind!r}: leave it out.")
-        if self.kind == "late":
-            check_combination(self.resolved_fusion, self.resolved_absence, "auto")
-        else:
-            check_early(self.resolved_absence, "auto")
-        return self
-
-    @property
-    def resolved_fusion(self) -> FusionName:
-        return "concat" if self.fusion == "auto" else self.fusion
-
-    @property
-    def resolved_absence(self) -> Absence:
-        if self.absence == "auto":
-            return FUSIONS[self.resolved_fusion].absences[0] if self.kind == "late" else "drop"
-        return self.absence
 
 
 def auto_encoder(modality: Modality, dense: bool = False) -> EncoderKind:
@@ -182,21 +120,11 @@ def build_model(
     check_known("vocabulary_sizes", sizes, names)
     absence, fusion = config.resolved_absence, config.resolved_fusion
     values = _mean_inputs(modalities, fills or {}) if absence == "mean" else None
+    if config.kind == "sharing":
+        return _sharing(config, modalities, num_outputs, unimodal, sizes, dense)
     if config.kind == "early":
-        if dense:
-            raise EquipoiseError(
-                "model.kind='early' gives one prediction a row, not one a position: segment with 'late'."
-            )
         check_early(absence, unimodal)
-        tokenizers: dict[str, nn.Module] = {
-            m.name: Words(sizes.get(m.name, m.vocabulary), m.decoded_shape[0], config.dim)
-            if m.kind == "text"
-            else Patches(m.decoded_shape, config.tokens, config.dim)
-            for m in modalities
-        }
-        return EarlyFusion(
-            tokenizers, num_outputs, config.dim, config.depth, config.heads, absence, absent_values=values
-        )
+        return _early(config, modalities, num_outputs, sizes, dense, values)
     # Before the encoders: a refusal should not wait for weights.
     check_combination(fusion, absence, unimodal)
     encoders = {
@@ -205,6 +133,118 @@ def build_model(
     }
     kind = DenseFusion if dense else LateFusion
     return kind(encoders, num_outputs, fusion, absence, unimodal, values, config.dim)
+
+
+def _early(
+    config: ModelConfig,
+    modalities: Sequence[Modality],
+    num_outputs: int,
+    sizes: Mapping[str, int],
+    dense: bool,
+    values: Mapping[str, Tensor] | None,
+) -> MultimodalModel:
+    """A transformer over tokens, or one network of inputs side by side."""
+    if dense and config.join == "tokens":
+        raise EquipoiseError(
+            "model.join='tokens' gives one prediction a row, not one a position: segment with model.join='concat'."
+        )
+    if dense or config.join == "concat":
+        other = ("dim", "depth", "heads", "tokens") if dense else ("width", "levels")
+        _refuse(config, other, "early", dense)
+        for m in modalities:
+            if dense:
+                encoder_kinds(m, dense)
+            elif m.has_length:
+                raise EquipoiseError(
+                    f"model.join='concat' puts rows of one shape side by side, and modality {m.name!r} is {m.kind} of any "
+                    "length: use model.join='tokens'."
+                )
+        shapes = {m.name: m.decoded_shape for m in modalities}
+        dims = _axes(modalities) if dense else 0
+        return EarlyConcat(
+            shapes,
+            num_outputs,
+            dims,
+            config.resolved_absence,
+            values,
+            config.dim,
+            config.depth,
+            config.width,
+            config.levels,
+        )
+    _refuse(config, ("width", "levels"), "early", dense)
+    tokenizers: dict[str, nn.Module] = {
+        m.name: Words(sizes.get(m.name, m.vocabulary), m.decoded_shape[0], config.dim)
+        if m.kind == "text"
+        else Patches(m.decoded_shape, config.tokens, config.dim)
+        for m in modalities
+    }
+    return EarlyFusion(
+        tokenizers,
+        num_outputs,
+        config.dim,
+        config.depth,
+        config.heads,
+        config.resolved_absence,
+        absent_values=values,
+    )
+
+
+def _sharing(
+    config: ModelConfig,
+    modalities: Sequence[Modality],
+    num_outputs: int,
+    unimodal: Unimodal | Literal["auto"],
+    sizes: Mapping[str, int],
+    dense: bool,
+) -> DynamicSharing:
+    """One trunk. What is a modality's own before it: a Linear for arrays, else its encoder; in segmentation nothing, or a
+    convolution of 1 each where they differ in channels.
+    """
+    names = tuple(m.name for m in modalities)
+    encoders: dict[str, nn.Module] = {}
+    if dense:
+        _refuse(config, ("encoder", "encoders", "dim", "depth"), "sharing", dense)
+        for m in modalities:
+            encoder_kinds(m, dense)
+        dims, channels = _axes(modalities), [m.decoded_shape[0] for m in modalities]
+        convolution, most = nn.Conv2d if dims == 2 else nn.Conv3d, max(channels)
+        for name, c in zip(names, channels):
+            encoders[name] = nn.Identity() if set(channels) == {most} else convolution(c, most, 1)
+        return DynamicSharing(
+            encoders, SharedUNet(names, most, config.width, config.levels, dims), num_outputs, unimodal
+        )
+    _refuse(config, ("width", "levels"), "sharing", dense)
+    for m in modalities:
+        own = config.encoders.get(m.name, config.encoder)
+        if own.out_features not in (None, config.dim):
+            raise EquipoiseError(
+                f"An encoder of model.kind='sharing' gives the trunk its width, model.dim={config.dim}, and not "
+                f"out_features={own.out_features}: leave out_features out, or set model.dim."
+            )
+        if own.kind == "auto" and auto_encoder(m) == "mlp" and own.hidden is None and own.depth is None:
+            encoders[m.name] = MLP(m.decoded_shape, (), config.dim)
+        else:
+            sized = own.model_copy(update={"out_features": config.dim})
+            encoders[m.name] = build_encoder(sized, m, sizes.get(m.name))
+    return DynamicSharing(encoders, SharedMLP(names, config.dim, config.depth), num_outputs, unimodal)
+
+
+def _axes(modalities: Sequence[Modality]) -> int:
+    """How many axes the positions of a segmentation have. Raises an `EquipoiseError` where modalities differ in them."""
+    axes = {m.name: len(m.decoded_shape) - 1 for m in modalities}
+    if len(set(axes.values())) > 1:
+        found = ", ".join(f"{name}: {m.decoded_shape[1:]}" for name, m in zip(axes, modalities))
+        raise EquipoiseError(f"One network for all needs positions of one kind, found {found}: bring them to one size.")
+    return next(iter(axes.values()))
+
+
+def _refuse(config: ModelConfig, fields: Sequence[str], kind: str, dense: bool) -> None:
+    """Raise an `EquipoiseError` for a field that is set and would not be read."""
+    for field in fields:
+        if config.sets(field):
+            what = "in segmentation" if dense else "outside segmentation"
+            raise EquipoiseError(f"model.{field} has no meaning for model.kind={kind!r} {what}: leave it out.")
 
 
 def _mean_inputs(modalities: Sequence[Modality], fills: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -90,12 +90,11 @@ def _head(run: Run) -> ModelCardData:
 def _body(run: Run) -> str:
     manifest, config, best = run.manifest, run.config, run.checkpoints.best or {}
     steps = run.metrics["step"]
-    kind = "late-fusion" if config.model.kind == "late" else "early-fusion"
     names = ", ".join(manifest.names)
     suffix = "parquet" if manifest.task.kind == "segmentation" else "csv"
     parts = [
         f"# {run.path.name}",
-        f"A {kind} model for {manifest.task.described} from {len(manifest.names)} "
+        f"A {config.model.described} model for {manifest.task.described} from {len(manifest.names)} "
         f"modalities ({names}), trained by Equipoise with the balancer `{config.balancer.name}` and the resampler "
         f"`{config.resampler.name}`. Any of the modalities may be missing: then {_ABSENCE[run.best_model().absence]}.",
         "## Data",

@@ -132,7 +132,7 @@ class Config(Section):
         if self.model.kind == "late" and self.model.fusion == "auto":
             fusion = method.fusions[0] if method.fusions else "concat"
             object.__setattr__(self, "model", ModelConfig.model_validate({**self.model.model_dump(), "fusion": fusion}))
-        fusion = self.model.fusion if self.model.kind == "late" else "early"
+        fusion = self.model.fusion if self.model.kind == "late" else self.model.kind
         if method.fusions and fusion not in method.fusions:
             raise EquipoiseError(
                 f"Balancer {method.name!r} is defined for model.fusion={' or '.join(method.fusions)}, not for {fusion}: leave "

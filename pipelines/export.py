@@ -15,7 +15,7 @@ from equipoise.pipelines.trained import CONFIG, WEIGHTS, TrainedModel, from_run
 
 _README = """# {name}
 
-The best model of an Equipoise run: {kind} fusion of {modalities}, trained on the data set `{data}`
+The best model of an Equipoise run: {kind} of {modalities}, trained on the data set `{data}`
 (hash `{hash}`) for {task}: {labels}. The balancer was `{balancer}`, the resampler
 `{resampler}`. Any modality may be missing.
 {terms}
@@ -82,7 +82,7 @@ def _readme(trained: TrainedModel, name: str, out: Path) -> str:
     dims = map(str, ("rows", len(spec.labels), *(spec.shape or ())))
     return _README.format(
         name=name,
-        kind=config.model.kind,
+        kind=config.model.described,
         modalities=", ".join(f"{m.name} ({m.kind})" for m in config.modalities),
         task=spec.described,
         labels=", ".join(" ".join(label.split()) for label in spec.labels[:20])

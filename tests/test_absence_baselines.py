@@ -80,6 +80,9 @@ WAYS = [
     {"absence": "drop", "fusion": "attention"},
     {"fusion": "average", "absence": "drop"},
     {"balancer": "ensemble"},
+    {"absence": "drop", "kind": "sharing", "dim": 16},
+    {"absence": "drop", "kind": "early", "join": "concat", "dim": 16},
+    {"absence": "mean", "kind": "early", "join": "concat", "dim": 16},
 ]
 
 

@@ -11,7 +11,16 @@ import torch
 from pydantic import ValidationError
 
 import equipoise.models as models
-from equipoise.models import EarlyFusion, EncoderConfig, EquipoiseError, LateFusion, Modality, ModelConfig, build_model
+from equipoise.models import (
+    DynamicSharing,
+    EarlyFusion,
+    EncoderConfig,
+    EquipoiseError,
+    LateFusion,
+    Modality,
+    ModelConfig,
+    build_model,
+)
 from equipoise.models.build import auto_encoder, encoder_kinds
 from equipoise.models.fusion import FUSIONS
 
@@ -48,12 +57,16 @@ def test_auto_encoders():
     assert auto_encoder(Modality(name="x", shape=(1000,))) == "mlp"
 
 
-@pytest.mark.parametrize("kind", ["late", "early"])
-@pytest.mark.parametrize("absence", ["auto", "input"])
+KINDS = {"late": LateFusion, "early": EarlyFusion, "sharing": DynamicSharing}
+
+
+@pytest.mark.parametrize(
+    ("kind", "absence"), [(k, a) for k in KINDS for a in ("auto", "input") if (k, a) != ("sharing", "input")]
+)
 def test_every_kind_of_modality_trains(kind, absence):
     torch.manual_seed(0)
     model = build_model(ModelConfig(kind=kind, absence=absence), MODALITIES, 5, vocabulary_sizes={"note": 30})
-    assert isinstance(model, LateFusion if kind == "late" else EarlyFusion)
+    assert isinstance(model, KINDS[kind])
     assert model.modalities == tuple(AUTO)
     logits = model(*rows()).logits
     assert logits.shape == (4, 5)
@@ -71,7 +84,7 @@ def test_every_allowed_encoder_reads_its_modality(modality):
         assert encoder(inputs[modality.name], inputs.get(f"{modality.name}_length")).shape == (4, 8)
 
 
-@pytest.mark.parametrize("kind", ["late", "early"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_weights_are_a_function_of_the_seed(kind):
     def weights():
         torch.manual_seed(3)
@@ -125,7 +138,12 @@ def test_what_has_no_meaning_is_refused_by_the_configuration(config, message):
 
 
 def test_a_configuration_survives_a_round_trip():
-    for config in (ModelConfig(), ModelConfig(kind="early", absence="input", tokens=2), ModelConfig(fusion="gated")):
+    for config in (
+        ModelConfig(),
+        ModelConfig(kind="early", absence="input", tokens=2),
+        ModelConfig(fusion="gated"),
+        ModelConfig(kind="sharing", width=0.25),
+    ):
         assert ModelConfig.model_validate(config.model_dump()) == config
 
 
@@ -149,13 +167,13 @@ def test_the_table_of_the_page_is_the_table_of_the_code():
         cells = [c.strip(" `") for c in line.strip().strip("|").split("|")]
         if len(cells) == 9 and set(cells[1:]) <= {"yes", "no"}:
             table[cells[0]] = dict(zip(columns, cells[1:], strict=True))
-    assert list(table) == [*FUSIONS, "early"]
+    assert list(table) == [*FUSIONS, "early", "sharing"]
     small = [Modality(name="a", shape=(3,), transform="standardize"), Modality(name="b", shape=(4,))]
     fills = {"b": torch.arange(4.0)}
     for name, absence, unimodal in product(table, columns[:5], columns[5:]):
         legal = table[name][absence] == table[name][unimodal] == "yes"
         try:
-            kind = {"kind": "early"} if name == "early" else {"fusion": name}
+            kind = {"fusion": name} if name in FUSIONS else {"kind": name}
             build_model(ModelConfig(absence=absence, **kind), small, 3, unimodal=unimodal, fills=fills)
         except (EquipoiseError, ValidationError):
             assert not legal, (name, absence, unimodal)

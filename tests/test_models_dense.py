@@ -218,7 +218,10 @@ def build(modalities, **config):
             "text",
         ),
         (lambda: build([volumes(), volumes("vector", (6,))]), "modality 'vector' is array of shape (6,): leave it out"),
-        (lambda: build([volumes()], kind="early"), "model.kind='early' gives one prediction a row, not one a position"),
+        (
+            lambda: build([volumes()], kind="early", join="tokens"),
+            "model.join='tokens' gives one prediction a row, not one a",
+        ),
         (
             lambda: build([volumes(shape=(1, 4, 4))], encoder={"kind": "cnn2d"}),
             "Encoder kind 'cnn2d' has no meaning for modality 't1' (array of shape (1, 4, 4)) in segmentation: use 'auto', "

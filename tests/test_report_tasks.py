@@ -156,7 +156,7 @@ def test_the_card_says_the_task_and_its_metrics(runs, kind):
     run = runs[kind]
     text = write_card(run).read_text()
     spec = run.manifest.task
-    assert f"A late-fusion model for {spec.described} from" in text
+    assert f"A late fusion model for {spec.described} from" in text
     assert f"{spec.outputs}: {', '.join(spec.labels)}. The benefit of a prediction is {spec.worth}." in text
     assert ("times the benefit of the prediction from all of them" in text) == (kind != "regression")
     assert ("Of mae, lower is better." in text) == (kind == "regression")

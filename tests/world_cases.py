@@ -10,7 +10,15 @@ from torch import Tensor
 
 from equipoise import balancers
 from equipoise.balancers.ogm import OGM
-from equipoise.models import Classification, EarlyFusion, LateFusion, MultimodalModel, Patches
+from equipoise.models import (
+    Classification,
+    DynamicSharing,
+    EarlyFusion,
+    LateFusion,
+    MultimodalModel,
+    Patches,
+    SharedMLP,
+)
 from equipoise.models.encoders import MLP
 
 CLASSES, G, STEPS = 5, 12, 20
@@ -31,11 +39,14 @@ class OGMUnreduced(OGM):
         return super().coefficients(ctx)
 
 
-def build_model(dtype: torch.dtype, early: bool = False, **how: Any) -> MultimodalModel:
+def build_model(dtype: torch.dtype, early: bool = False, sharing: bool = False, **how: Any) -> MultimodalModel:
     torch.manual_seed(3)
     if early:
         tokenizers = {m: Patches((d,), tokens=2, dim=8) for m, d in SHAPES.items()}
         return EarlyFusion(tokenizers, CLASSES, dim=8, depth=1, heads=2, **how).to(dtype)
+    if sharing:
+        linears = {m: torch.nn.Linear(d, 6) for m, d in SHAPES.items()}
+        return DynamicSharing(linears, SharedMLP(tuple(SHAPES), 6, 1), CLASSES, **how).to(dtype)
     encoders = {m: MLP((d,), hidden=(6,), out_features=5) for m, d in SHAPES.items()}
     return LateFusion(encoders, CLASSES, **how).to(dtype)
 
