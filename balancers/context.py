@@ -25,6 +25,7 @@ class StepContext:
         counts: rows of the *global* batch: "rows", one a modality (rows that have it), and what `Balancer.rows` named.
         statistics: what `Balancer.statistics` returned, summed over workers (and micro-batches).
         seed, epoch, step: what random choices are made of.
+        losses: the objectives' values over the global batch, from `combine` on.
         reports: numbers that end up in `StepResult.statistics`.
         calibrated: float64 [k, k], set by a `combine` that changes gradients: row i gives the one of objective i in terms of
             the originals.
@@ -54,6 +55,7 @@ class StepContext:
         self.rows: dict[str, Tensor] = {}
         self.counts: dict[str, float] = {}
         self.statistics: dict[str, Tensor] = {}
+        self.losses: dict[str, float] = {}
         self.reports: dict[str, float] = {}
         self.autocast = autocast
         self._group = group

@@ -147,6 +147,7 @@ class BalancedStep:
                 for name, value in ctx.statistics.items():
                     last.statistics[name] = last.statistics[name] + value
         losses = {name: float(value) for name, value in reduce_sums(self._losses, last.reduce).items()}
+        last.losses = losses
         self._refuse_nonfinite(losses)
 
         if gradients is not None:
