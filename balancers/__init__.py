@@ -1,8 +1,8 @@
 """Balancers: what each method does in a training step, and the step itself. Torch only, no Ray.
 
 >>> from equipoise import balancers
->>> balancers.names()
-['balgrad', 'ensemble', 'gmd', 'joint', 'modality_dropout', 'ogm', 'ogm_ge', 'summed']
+>>> {"joint", "ogm"} <= set(balancers.names())
+True
 >>> step = balancers.BalancedStep(model, task, balancers.get("ogm", alpha=0.3), optimizer)   # doctest: +SKIP
 >>> result = step(batch)                                                                     # doctest: +SKIP
 """
@@ -14,6 +14,7 @@ from equipoise.balancers.balancer import Balancer, get, names
 from equipoise.balancers.conflicts import remove_conflicts
 from equipoise.balancers.context import StepContext
 from equipoise.balancers.gradients import Gradients
+from equipoise.balancers.min_norm import min_norm_weights
 from equipoise.balancers.monitor import Monitor
 from equipoise.balancers.step import BalancedStep, StepResult
 
@@ -29,6 +30,7 @@ __all__ = [
     "StepContext",
     "StepResult",
     "get",
+    "min_norm_weights",
     "names",
     "remove_conflicts",
 ]

@@ -30,10 +30,9 @@ def min_norm_weights(gram: Tensor) -> Tensor:
     if k == 1 or bool((size == 0).any()):
         return (size == size.min()).double() / (size == size.min()).sum()
     if k == 2:
-        first, between, second = float(gram[0, 0]), float(gram[0, 1]), float(gram[1, 1])
-        apart = first + second - 2 * between
-        share = min(max((second - between) / apart, 0.0), 1.0) if apart > 0 else 0.5
-        return torch.tensor([share, 1 - share], dtype=torch.float64, device=gram.device)
+        between = gram[0, 1].double()
+        weights = (gram.diagonal().flip(0).double() - between).clamp(min=0)
+        return weights / weights.sum() if bool(weights.sum() > 0) else torch.full_like(weights, 0.5)
     # min u'Ru + (c'u - 1)^2, u >= 0, has its minimum along the wanted ray: for a given c'u = s the first part is s^2 times the
     # smallest squared norm. Unit gradients, so that one a million times smaller than the others is weighed as exactly.
     cosines = (gram.double() / size[:, None] / size).cpu().numpy()

@@ -1,5 +1,8 @@
 """MMPareto: unimodal assistance along the Pareto direction, at no smaller a magnitude."""
 
+from collections.abc import Mapping
+from typing import Literal
+
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
@@ -21,6 +24,9 @@ class MMPareto(ModalityObjectives):
 
     The encoder of m is what m owns and both losses reach. `gamma` scales it in conflict or not, as in the authors' code.
     Where one of the two gradients is zero there is no conflict; where they cancel in a tensor, it stands still.
+
+    `apply="gradient"` is the paper's. An adaptive optimiser divides the factor of h out again, gamma first of all;
+    `apply="update"` gives the optimiser h alone and scales what it did with it.
     """
 
     name = "mmpareto"
@@ -29,52 +35,64 @@ class MMPareto(ModalityObjectives):
     class Options(BaseModel):
         model_config = ConfigDict(frozen=True, extra="forbid")
         gamma: float = Field(1.5, gt=0, description="how much larger an encoder's gradient is made")
+        apply: Literal["gradient", "update"] = "gradient"
 
     def combine(self, gradients: Gradients, ctx: StepContext) -> Tensor:
         combined = gradients.flat.sum(dim=0)
         encoders = {m: self.encoder(gradients, m) for m in ctx.modalities if m in gradients.names}
+        self._factors: dict[str, dict[int, Tensor]] = {m: {} for m in encoders}
         if not encoders:
             return combined
         shares, cosines = zip(*(self.share(gradients, m, parts) for m, parts in encoders.items()), strict=True)
         agreed = ctx.agreed(combined.new_tensor(shares, dtype=torch.float64)).tolist()
         for (m, parts), share, cosine in zip(encoders.items(), agreed, cosines, strict=True):
             plain, made = combined.new_zeros(2)
-            for part in parts:
+            for n, part in parts.items():
                 plain += combined[part].square().sum()
-                combined[part] = self.along(
-                    gradients.flat[0, part], gradients.flat[gradients.names.index(m), part], share
-                )
-                made += combined[part].square().sum()
+                h, factor = self.along(gradients.flat[0, part], gradients.flat[gradients.names.index(m), part], share)
+                made += (factor * h).square().sum()
+                combined[part] = h
+                self._factors[m][n] = factor
+                if self.options.apply == "gradient":
+                    combined[part] *= factor
             ctx.report(f"mmpareto_cosine_{m}", cosine)
             ctx.report(f"mmpareto_conflict_{m}", float(cosine < 0))
             ctx.report(f"mmpareto_fused_share_{m}", share)
             ctx.report(f"mmpareto_gain_{m}", float((made / plain).sqrt()) if plain > 0 else 0.0)
         return combined
 
-    def encoder(self, gradients: Gradients, modality: str) -> list[slice]:
-        """The tensors that a modality owns and that both its own loss and the fused one reach."""
+    def encoder(self, gradients: Gradients, modality: str) -> dict[int, slice]:
+        """The tensors that both the modality's own loss and the fused one reach, by their number among those that it owns."""
         owned = gradients.layout.owners[modality]
         both = gradients.reached[[0, gradients.names.index(modality)]].all(dim=0).tolist()
-        return [
-            part
-            for part, reached in zip(gradients.layout.tensors, both, strict=True)
-            if reached and owned.start <= part.start < owned.stop
-        ]
+        tensors = zip(gradients.layout.tensors, both, strict=True)
+        own = [(part, reached) for part, reached in tensors if owned.start <= part.start < owned.stop]
+        return {n: part for n, (part, reached) in enumerate(own) if reached}
 
-    def share(self, gradients: Gradients, modality: str, parts: list[slice]) -> tuple[float, float]:
+    def share(self, gradients: Gradients, modality: str, parts: dict[int, slice]) -> tuple[float, float]:
         """a_1, the fused gradient's share in an encoder, and the cosine of the two gradients."""
         rows = [0, gradients.names.index(modality)]
-        gram = gradients.products(parts)[rows][:, rows]
+        gram = gradients.products(list(parts.values()))[rows][:, rows]
         lengths = float(gram[0, 0].sqrt() * gram[1, 1].sqrt())
         if lengths == 0:
             return 0.5, 0.0
         return (0.5 if gram[0, 1] > 0 else float(min_norm_weights(gram)[0])), float(gram[0, 1]) / lengths
 
-    def along(self, fused: Tensor, own: Tensor, share: float) -> Tensor:
-        """The gradient of one tensor, from those of the two losses."""
+    def along(self, fused: Tensor, own: Tensor, share: float) -> tuple[Tensor, Tensor]:
+        """h of one tensor from the gradients of the two losses, and the factor gamma max(1, |g_1 + g_2| / |h|)."""
         first, second = 2 * share * fused, 2 * (1 - share) * own
         h = first + second
         # What is left of two gradients that cancel is rounding: it must not be blown up to their size.
         rounding = 64 * torch.finfo(h.dtype).eps * (first.norm() + second.norm())
-        grown = ((fused + own).norm() / h.norm()).clamp(min=1.0)
-        return torch.where(h.norm() > rounding, self.options.gamma * grown * h, 0.0)
+        left = h.norm() > rounding
+        grown = torch.where(left, ((fused + own).norm() / h.norm()).clamp(min=1.0), 1.0)
+        return torch.where(left, h, 0.0), self.options.gamma * grown
+
+    @property
+    def changes_update(self) -> bool:
+        return bool(self.options.apply == "update")
+
+    def after_step(self, update: Mapping[str, list[Tensor]], ctx: StepContext) -> None:
+        for m, factors in self._factors.items():
+            for n, factor in factors.items():
+                update[m][n].mul_(factor)

@@ -44,7 +44,7 @@ def weighted(gradients: Gradients, weights: Tensor, spans: Sequence[slice]) -> T
     """The gradients [P] added up, by weights [k] in some columns."""
     combined = gradients.flat.sum(dim=0)
     for span in spans:
-        torch.matmul(weights.to(combined), gradients.flat[:, span], out=combined[span])
+        torch.mv(gradients.flat[:, span].T, weights.to(combined), out=combined[span])
     return combined
 
 

@@ -7,6 +7,7 @@ since they use every hook and both roads.
 import torch
 
 from equipoise.balancers import Balancer
+from equipoise.balancers.modality_objectives import ModalityObjectives
 
 
 class AGMSketch(Balancer):
@@ -54,36 +55,6 @@ class AGMSketch(Balancer):
         self.mean, self.steps = dict(state["mean"]), state["steps"]
 
 
-class MMParetoSketch(Balancer):
-    """MMPareto: per encoder, the fused and its unimodal gradient; min-norm point in conflict; rescale a tensor."""
-
-    separate = True
-    accepts = ("split", "heads")
-
-    def objectives(self, ctx):
-        losses = {"fused": ctx.mean(ctx.task.losses(ctx.outputs.logits, ctx.target))}
-        return losses | {
-            m: ctx.mean(ctx.task.losses(ctx.unimodal_logits(m), ctx.target), m) for m in ctx.modalities if ctx.counts[m]
-        }
-
-    def combine(self, gradients, ctx):
-        out = gradients.flat.sum(dim=0)
-        for m in set(gradients.names) & set(ctx.modalities):
-            row = gradients.names.index(m)
-            span = gradients.layout.owners[m]
-            multi, uni = gradients.flat[0], gradients.flat[row]
-            a, b = multi[span].double(), uni[span].double()
-            if a @ b >= 0:
-                continue  # one half each, twice: the plain sum
-            share = float(((b - a) @ b / (a - b).square().sum()).clamp(0, 1))
-            for part in gradients.layout.tensors:
-                if span.start <= part.start < span.stop:
-                    h = 2 * share * multi[part] + 2 * (1 - share) * uni[part]
-                    plain = multi[part] + uni[part]
-                    out[part] = 1.5 * h * max(1.0, float(plain.norm() / h.norm().clamp(min=1e-12)))
-        return out
-
-
 class MSESSketch(Balancer):
     """MSES: a modality stops learning once its own validation loss has not improved for `patience` epochs."""
 
@@ -120,12 +91,11 @@ class SeparateSummed(Balancer):
 
     separate = True
     accepts = ("split", "heads")
-    objectives = MMParetoSketch.objectives
+    objectives = ModalityObjectives.objectives
 
 
 SKETCHES = {
     "agm": AGMSketch,
-    "mmpareto": MMParetoSketch,
     "mses": MSESSketch,
     "separate_summed": SeparateSummed,
 }
