@@ -131,7 +131,7 @@ def test_a_task_or_a_number_of_modalities_that_the_method_has_no_meaning_for_is_
     ("name", "options", "sentence"),
     [
         ("omg", {}, "Unknown balancer 'omg': did you mean 'ogm'?"),
-        ("zzz", {}, "Unknown balancer 'zzz': known: .*joint, modality_dropout, .*ogm"),
+        ("zzz", {}, "Unknown balancer 'zzz': known: .*joint, .*modality_dropout, .*ogm"),
         ("ogm", {"alhpa": 0.1}, "Unknown option of balancer 'ogm': 'alhpa': did you mean 'alpha'?"),
         ("joint", {"alpha": 0.1}, "The balancer 'joint' has no options, found 'alpha'"),
         ("ogm", {"alpha": -1}, "Option 'alpha' of balancer 'ogm': .*greater than or equal to 0, found -1"),
