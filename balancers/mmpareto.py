@@ -46,11 +46,10 @@ class MMPareto(ModalityObjectives):
         shares, cosines = zip(*(self.share(gradients, m, parts) for m, parts in encoders.items()), strict=True)
         agreed = ctx.agreed(combined.new_tensor(shares, dtype=torch.float64)).tolist()
         for (m, parts), share, cosine in zip(encoders.items(), agreed, cosines, strict=True):
-            plain, made = combined.new_zeros(2)
+            squares = combined.new_zeros(())
             for n, part in parts.items():
-                plain += combined[part].square().sum()
                 h, factor = self.along(gradients.flat[0, part], gradients.flat[gradients.names.index(m), part], share)
-                made += (factor * h).square().sum()
+                squares += (factor * h).square().sum()
                 combined[part] = h
                 self._factors[m][n] = factor
                 if self.options.apply == "gradient":
@@ -58,7 +57,7 @@ class MMPareto(ModalityObjectives):
             ctx.report(f"mmpareto_cosine_{m}", cosine)
             ctx.report(f"mmpareto_conflict_{m}", float(cosine < 0))
             ctx.report(f"mmpareto_fused_share_{m}", share)
-            ctx.report(f"mmpareto_gain_{m}", float((made / plain).sqrt()) if plain > 0 else 0.0)
+            ctx.report(f"mmpareto_norm_{m}", float(squares.sqrt()))
         return combined
 
     def encoder(self, gradients: Gradients, modality: str) -> dict[int, slice]:

@@ -1,5 +1,6 @@
 """MMPareto, PCGrad, MGDA and TorchJD's aggregators: numpy versions, brute force, TorchJD itself, planted faults."""
 
+from importlib.util import find_spec
 from types import SimpleNamespace
 
 import numpy as np
@@ -141,9 +142,10 @@ def test_mmpareto_in_conflict_is_the_min_norm_point_as_long_as_the_plain_sum():
     np.testing.assert_allclose(found, [*step, 0, 0, 0, 5, 6, 9, 7, 7], rtol=1e-12)
     assert reports == pytest.approx(
         {
-            "mmpareto_cosine_a": -1 / 2, "mmpareto_conflict_a": 1, "mmpareto_fused_share_a": 2 / 7, "mmpareto_gain_a": 1.5,
+            "mmpareto_cosine_a": -1 / 2, "mmpareto_conflict_a": 1, "mmpareto_fused_share_a": 2 / 7,
+            "mmpareto_norm_a": 1.5 * np.sqrt(3),
             "mmpareto_cosine_b": 11 / np.sqrt(125), "mmpareto_conflict_b": 0, "mmpareto_fused_share_b": 0.5,
-            "mmpareto_gain_b": 1.5,
+            "mmpareto_norm_b": 1.5 * np.sqrt(52),
         }
     )  # fmt: skip
 
@@ -193,7 +195,7 @@ def test_identical_objectives(name):
 def test_opposite_objectives_stand_still_and_say_so(name, length):
     found, reports = combined(name, by_hand(fused=TWO, a=(-length * np.array(TWO)).tolist()))
     np.testing.assert_allclose(found[:5], 0, atol=1e-12)
-    assert reports["mmpareto_gain_a" if name == "mmpareto" else f"{name}_norm"] == pytest.approx(0, abs=1e-12)
+    assert reports["mmpareto_norm_a" if name == "mmpareto" else f"{name}_norm"] == pytest.approx(0, abs=1e-12)
 
 
 @pytest.mark.parametrize("name", each(METHODS))
@@ -503,7 +505,11 @@ AGGREGATORS = [
     ("IMTLG", {}, of_torchjd("IMTLG"), 1e-5),
     ("ConFIG", {}, of_torchjd("ConFIG"), 1e-5),
     ("FairGrad", {"alpha": 1.0}, of_torchjd("FairGrad", alpha=1.0), 1e-4),
-]
+    pytest.param(
+        "CAGrad", {"c": 0.4}, of_torchjd("CAGrad", c=0.4), 1e-5,
+        marks=pytest.mark.skipif(find_spec("cvxpy") is None, reason="CAGrad needs torchjd[cagrad]"),
+    ),
+]  # fmt: skip
 
 
 @needs_torchjd
@@ -554,6 +560,11 @@ def test_without_torchjd_the_method_is_listed_and_refused_in_a_sentence(monkeypa
         ({"aggregator": "UpGrad"}, "Option 'aggregator' of balancer 'jd': .*'UPGrad'"),
         ({"aggregator": "FairGrad"}, r"'FairGrad' of balancer 'jd' cannot be made with arguments=\{\}: .*'alpha'"),
         ({"aggregator": "MGDA", "arguments": {"epsilon": -1}}, r"'MGDA' .* cannot be made .*epsilon must be positive"),
+        pytest.param(
+            {"aggregator": "CAGrad", "arguments": {"c": 0.4}},
+            r"'CAGrad' .* needs more than TorchJD: .*torchjd\[cagrad\]",
+            marks=pytest.mark.skipif(find_spec("cvxpy") is not None, reason="cvxpy is installed"),
+        ),
         ({"aggregator": "IMTLG", "arguments": {"c": 1}}, "'IMTLG' of balancer 'jd' cannot be made with arguments.*'c'"),
     ],
 )
