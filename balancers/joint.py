@@ -13,7 +13,7 @@ class Joint(Balancer):
 
     name = "joint"
     family: ClassVar[Family] = "control"
-    tasks = ("classification", "multilabel", "regression", "segmentation")
+    tasks: ClassVar[tuple[str, ...]] = ("classification", "multilabel", "regression", "segmentation")
 
     def objectives(self, ctx: StepContext) -> dict[str, Tensor]:
         return {"fused": ctx.mean(ctx.task.losses(ctx.outputs.logits, ctx.target))}

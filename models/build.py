@@ -132,7 +132,7 @@ def build_model(
         for m in modalities
     }
     kind = DenseFusion if dense else LateFusion
-    return kind(encoders, num_outputs, fusion, absence, unimodal, values, config.dim)
+    return kind(encoders, num_outputs, fusion, absence, unimodal, values, config.dim, config.scale)
 
 
 def _early(

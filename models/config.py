@@ -38,7 +38,7 @@ class ModelConfig(BaseModel):
     encoder: EncoderConfig = Field(default_factory=EncoderConfig)
     encoders: dict[str, EncoderConfig] = {}
     # Spelt out: pydantic's sentence on a union of literals names the union.
-    fusion: Literal["concat", "sum", "gated", "film", "attention", "average", "auto"] = Field(
+    fusion: Literal["concat", "sum", "gated", "film", "attention", "average", "cosine", "auto"] = Field(
         "auto", description="late fusion only; auto: what the balancer needs, else concat"
     )
     absence: Literal["feature", "input", "drop", "mean", "token", "auto"] = Field(
@@ -47,6 +47,7 @@ class ModelConfig(BaseModel):
     dim: int = Field(
         64, ge=1, description="width inside gated, film, attention, of the early network, of a shared trunk"
     )
+    scale: float = Field(15.0, gt=0, description="of the cosines of fusion=cosine")
     depth: int = Field(2, ge=1, description="layers of the early network, of a shared trunk of vectors")
     heads: int = Field(4, ge=1, description="attention heads of the early transformer")
     tokens: int = Field(4, ge=1, description="tokens of a modality that is not text, early transformer only")
@@ -64,8 +65,14 @@ class ModelConfig(BaseModel):
             object.__setattr__(self, "fusion", "auto")
         other = {
             "late": ("depth", "heads", "tokens", "join", "width", "levels"),
-            "early": ("encoder", "encoders", "fusion", *(("heads", "tokens") if self.join == "concat" else ())),
-            "sharing": ("fusion", "heads", "tokens", "join"),
+            "early": (
+                "encoder",
+                "encoders",
+                "fusion",
+                "scale",
+                *(("heads", "tokens") if self.join == "concat" else ()),
+            ),
+            "sharing": ("fusion", "scale", "heads", "tokens", "join"),
         }[self.kind]
         for field in other:
             if self.sets(field):
@@ -73,6 +80,8 @@ class ModelConfig(BaseModel):
                 raise EquipoiseError(
                     f"model.{field} has no meaning for model.kind={self.kind!r}{beside}: leave it out."
                 )
+        if self.fusion not in ("cosine", "auto") and self.sets("scale"):
+            raise EquipoiseError(f"model.scale has no meaning for model.fusion={self.fusion!r}: leave it out.")
         if self.kind == "late":
             check_combination(self.resolved_fusion, self.resolved_absence, "auto")
         elif self.kind == "early":

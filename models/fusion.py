@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from equipoise.models.contract import Absence, Unimodal
 from equipoise.models.errors import EquipoiseError, unknown
 
-FusionName = Literal["concat", "sum", "gated", "film", "attention", "average"]
+FusionName = Literal["concat", "sum", "gated", "film", "attention", "average", "cosine"]
 
 
 class Fusion(nn.Module):
@@ -48,8 +48,13 @@ class LinearFusion(Fusion):
         """W_m f_m, [n, K]."""
         raise NotImplementedError
 
+    @property
+    def bias(self) -> Tensor:
+        """b, [K]."""
+        return self.head.bias
+
     def split(self, modality: str, feature: Tensor) -> Tensor:
-        return self.term(modality, feature) + self.head.bias / len(self.sizes)
+        return self.term(modality, feature) + self.bias / len(self.sizes)
 
 
 class Concat(LinearFusion):
@@ -67,6 +72,32 @@ class Concat(LinearFusion):
         names = list(self.sizes)
         start = sum(self.sizes[m] for m in names[: names.index(modality)])
         return F.linear(feature, self.head.weight[:, start : start + self.sizes[modality]])
+
+
+class Cosine(Concat):
+    """logits_k = scale * sum_m cos(f_m, W_m,k), without a bias (Xu et al., "MMCosine", ICASSP 2023): neither the size of a
+    feature nor that of its weights lets a modality lead. A feature of zeros adds nothing.
+    """
+
+    def __init__(self, sizes: Mapping[str, int], num_outputs: int, dim: int = 64, scale: float = 15.0) -> None:
+        Fusion.__init__(self, sizes, num_outputs, dim)
+        self.head = nn.Linear(sum(sizes.values()), num_outputs, bias=False)
+        self.scale = scale
+
+    @property
+    def bias(self) -> Tensor:
+        return self.head.weight.new_zeros(self.head.out_features)
+
+    def forward(self, features: Mapping[str, Tensor], taking_part: Tensor) -> Tensor:
+        return torch.stack([self.term(m, features[m]) for m in self.sizes]).sum(dim=0)
+
+    def term(self, modality: str, feature: Tensor) -> Tensor:
+        names = list(self.sizes)
+        start = sum(self.sizes[m] for m in names[: names.index(modality)])
+        weight = self.head.weight[:, start : start + self.sizes[modality]]
+        # A bound on how far the gradient is stretched, for a feature that is all but zeros.
+        unit = F.normalize(feature, dim=1, eps=1e-6)
+        return self.scale * F.linear(unit, F.normalize(weight, dim=1, eps=1e-6))
 
 
 class Sum(LinearFusion):
@@ -207,6 +238,7 @@ FUSIONS: dict[str, type[Fusion]] = {
     "film": FiLM,
     "attention": Attention,
     "average": Average,
+    "cosine": Cosine,
 }
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from equipoise.models.contract import STANDS_IN, Absence, MultimodalModel, Unimodal, absent_key
 from equipoise.models.errors import EquipoiseError, unknown
-from equipoise.models.fusion import FUSIONS, Fusion, FusionName, LinearFusion, check_combination
+from equipoise.models.fusion import FUSIONS, Cosine, Fusion, FusionName, LinearFusion, check_combination
 from equipoise.models.presence import AbsentValues, call, check_inputs, check_known, check_names, on_rows
 
 
@@ -23,12 +23,13 @@ class LateFusion(MultimodalModel):
         encoders: {modality: module}, in the order of the columns of `present`. A module maps [n, ...] to [n, D]; for a
             modality with lengths it takes (x, length). D is its `out_features`, else that of its last Linear.
         num_classes: number of logits.
-        fusion: "concat", "sum", "gated", "film", "attention" or "average".
+        fusion: "concat", "sum", "gated", "film", "attention", "average" or "cosine".
         absence: "feature" (zeros), "input" (the feature of the absent value), "mean" (that of the mean input, which
             `absent_values` holds), "token" (a learned feature) or "drop" (sum, attention and average only).
-        unimodal: "split" (concat, sum and average), "heads", "coalition", or "auto": split where it is possible, else heads.
+        unimodal: "split" (concat, sum, average, cosine), "heads", "coalition", or "auto": split where possible, else heads.
         absent_values: {modality: a row} for absence="input" and "mean", where zeros (and length 0) are not what absence means.
         dim: width inside gated, film and attention.
+        scale: of the cosines of fusion="cosine".
 
     Raises:
         EquipoiseError: a combination without a meaning, an encoder of unknown size, a name that is no modality.
@@ -43,6 +44,7 @@ class LateFusion(MultimodalModel):
         unimodal: Unimodal | Literal["auto"] = "auto",
         absent_values: Mapping[str, Tensor] | None = None,
         dim: int = 64,
+        scale: float = 15.0,
     ) -> None:
         super().__init__()
         self.modalities = check_names(encoders)
@@ -57,6 +59,8 @@ class LateFusion(MultimodalModel):
         self.encoders = nn.ModuleDict(dict(encoders))
         self.absent_values = AbsentValues(self.modalities, absent_values)
         self.fusion: Fusion = FUSIONS[fusion](self.sizes, num_classes, dim)
+        if isinstance(self.fusion, Cosine):
+            self.fusion.scale = scale
         # Small, as the attention's query: a token of zeros would start as absence="feature" does.
         tokens = self.sizes if absence == "token" else {}
         self.tokens = nn.ParameterDict({m: nn.Parameter(0.02 * torch.randn(size)) for m, size in tokens.items()})
@@ -114,7 +118,7 @@ class LateFusion(MultimodalModel):
         if not isinstance(self.fusion, LinearFusion):
             raise EquipoiseError(f"{type(self.fusion).__name__} is not a linear head: it has no terms, use fuse().")
         self._check_features(features)
-        bias = self.fusion.head.bias
+        bias = self.fusion.bias
         terms = {m: self.fusion.term(m, features[m]) for m in self.modalities}
         if self.absence in STANDS_IN:
             absent = {m: self.fusion.term(m, features[absent_key(m)])[0] for m in self.modalities}

@@ -235,7 +235,7 @@ def test_split_logits_add_up_to_the_fused_ones(fusion, absence):
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_auto_is_split_for_linear_heads_else_heads(fusion):
     made = build(fusion, FUSIONS[fusion].absences[0])
-    assert made.unimodal == ("split" if fusion in ("concat", "sum", "average") else "heads")
+    assert made.unimodal == ("split" if fusion in ("concat", "sum", "average", "cosine") else "heads")
 
 
 @pytest.mark.parametrize("unimodal", ["split", "heads"])
@@ -392,7 +392,8 @@ def test_absent_values():
         ({"fusion": "gated", "absence": "drop"}, "absence='drop' has no meaning for fusion='gated'"),
         ({"fusion": "film", "absence": "drop"}, "absence='drop' has no meaning for fusion='film'"),
         ({"fusion": "gated", "unimodal": "split"}, "unimodal='split' has no meaning for fusion='gated', whose logits are not"
-         " a sum of one term a modality: use unimodal='heads' or 'coalition', or fusion='concat' or 'sum' or 'average'."),
+         " a sum of one term a modality: use unimodal='heads' or 'coalition', or fusion='concat' or 'sum' or 'average' or"
+         " 'cosine'."),
         ({"fusion": "average", "absence": "feature"}, "absence='feature' has no meaning for fusion='average', which takes the"
          " mean over what is there: use absence='drop', or fusion="),
         ({"fusion": "film", "unimodal": "split"}, "unimodal='split' has no meaning for fusion='film'"),

@@ -99,7 +99,8 @@ def test_additions_equal_full_passes_to_rounding(fusion, absence, dtype, toleran
         top = full.topk(2, dim=1).values
         clear = there & ((top[:, 0] - top[:, 1]) > 2 * tolerance * scale)
         assert torch.equal(score[clear, c - 1], (full.argmax(dim=1) == rows["target"])[clear])
-        assert clear.sum() > there.sum() * 0.9
+        # Without a bias, a feature of zeros makes equal logits: nothing is then to be told apart.
+        assert clear.sum() > (there & (full != 0).any(dim=1)).sum() * 0.9
 
 
 def test_each_modality_is_encoded_once_and_only_where_it_is_present():
