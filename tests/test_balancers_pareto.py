@@ -432,6 +432,29 @@ def test_mgda_normalization_reads_the_losses_of_the_global_batch(measured):
         assert_close(found, expected_of_shared(gradients, combine))
 
 
+@pytest.mark.parametrize("name", each(METHODS))
+def test_one_modality_alone(name):
+    torch.manual_seed(0)
+    model = LateFusion({"a": MLP(7, (6,), 5)}, CLASSES, unimodal="heads")
+    step = BalancedStep(
+        model,
+        Classification(CLASSES),
+        balancers.get(name),
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        autocast=torch.bfloat16,
+    )
+    batch = global_batch(0, torch.float32)
+    batch |= {"inputs": {"a": batch["inputs"]["a"]}, "present": batch["present"][:, :1] | True}
+    losses = [step(batch).losses for _ in range(5)]
+    assert set(losses[0]) == {"fused", "a"}
+    assert losses[-1]["fused"] < losses[0]["fused"]
+
+
+def test_mmpareto_needs_encoders_of_their_own():
+    with pytest.raises(EquipoiseError, match="'mmpareto' needs unimodal logits of kind 'split' or 'heads'"):
+        balancers.get("mmpareto").check(build_model(torch.float32, unimodal="coalition"), Classification(CLASSES))
+
+
 # TorchJD: as an oracle for the others, and through the same hook
 
 
