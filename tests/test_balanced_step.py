@@ -19,6 +19,7 @@ from equipoise.models import Classification, EarlyFusion, LateFusion
 from equipoise.models.early_fusion import Patches
 from equipoise.models.encoders import GRU, MLP
 from equipoise.models.errors import EquipoiseError
+from equipoise.models.fusion import FUSIONS
 
 NAMES = balancers.names()
 
@@ -33,7 +34,9 @@ def one_thread():
 
 def fitting(balancer):
     """What a model of a balancer is built with."""
-    fusion = {"fusion": balancer.fusions[0], "absence": "drop"} if balancer.fusions else {}
+    fusion = (
+        {"fusion": balancer.fusions[0], "absence": FUSIONS[balancer.fusions[0]].absences[0]} if balancer.fusions else {}
+    )
     return {"unimodal": balancer.accepts[0], **fusion}
 
 

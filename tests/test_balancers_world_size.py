@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from equipoise import balancers
+from equipoise.models.fusion import FUSIONS
 
 #: Registering is being tested: a new balancer runs through every row here without being named.
 NAMES = balancers.names()
@@ -21,7 +22,8 @@ SKETCHED = ["agm", "mses", "separate_summed"]
 def run(gloo, world, name, *, options=None, how=None, dtype="float64", cut="even", micro=1, optimizer="sgd"):
     kind = balancers.get(name).accepts[0] if name in NAMES else "split"
     if name in NAMES and balancers.get(name).fusions:
-        how = {"fusion": balancers.get(name).fusions[0], "absence": "drop", **(how or {})}
+        fusion = balancers.get(name).fusions[0]
+        how = {"fusion": fusion, "absence": FUSIONS[fusion].absences[0], **(how or {})}
     how = {"unimodal": kind, **(how or {})}
     return gloo.run("world_cases", "train", world, name, options or {}, how, dtype, cut, micro, optimizer)
 

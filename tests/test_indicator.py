@@ -18,6 +18,7 @@ from equipoise.balancers.conflicts import random_orders
 from equipoise.balancers.gradients import Layout
 from equipoise.balancers.indicator import indicate, region_grams, towards
 from equipoise.models import Classification, EquipoiseError
+from equipoise.models.fusion import FUSIONS
 from equipoise.pipelines.config import load_config
 
 
@@ -203,7 +204,9 @@ def test_more_than_three_modalities_are_looked_at_alone_and_together():
 @pytest.mark.parametrize("name", balancers.names())
 def test_methods_that_keep_gradients_apart_say_how_they_lie(name):
     balancer = balancers.get(name)
-    how = {"fusion": balancer.fusions[0], "absence": "drop"} if balancer.fusions else {}
+    how = (
+        {"fusion": balancer.fusions[0], "absence": FUSIONS[balancer.fusions[0]].absences[0]} if balancer.fusions else {}
+    )
     model = build_model(torch.float64, unimodal=balancer.accepts[0], **how)
     sgd = torch.optim.SGD(model.parameters(), lr=0.1)
     result = balancers.BalancedStep(model, Classification(CLASSES), balancer, sgd)(global_batch(0, torch.float64))

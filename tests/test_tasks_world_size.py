@@ -6,6 +6,7 @@ from task_cases import TASKS
 from test_balancers_world_size import relative
 
 from equipoise import balancers
+from equipoise.models.fusion import FUSIONS
 
 SOUND = [name for name in TASKS if name != "segmentation, pooled"]
 CLAIMS = [
@@ -17,7 +18,7 @@ def run(gloo, world, name, task, cut="uneven", micro=1):
     balancer = balancers.get(name)
     how = {"unimodal": balancer.accepts[0]}
     if balancer.fusions:
-        how |= {"fusion": balancer.fusions[0], "absence": "drop"}
+        how |= {"fusion": balancer.fusions[0], "absence": FUSIONS[balancer.fusions[0]].absences[0]}
     return gloo.run("task_cases", "train", world, name, task, how, cut, micro)
 
 
