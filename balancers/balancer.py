@@ -22,6 +22,12 @@ Family = Literal["control", "data", "objective", "gradient"]
 
 REGISTRY: dict[str, type[Balancer]] = {}
 
+#: Methods of the field that are asked for and not here, and what they would need.
+PLANNED = {
+    "greedy": "it balances by squeeze-and-excitation blocks inside the encoders, which no encoder here has",
+    "umt": "it distils from unimodal models trained before, which a run does not hold",
+}
+
 
 class Balancer:
     """A balancing method: what it changes in a training step. The default of every hook changes nothing.
@@ -158,6 +164,8 @@ def get(name: str, **options: Any) -> Balancer:
     Raises:
         EquipoiseError: an unknown name or option (the nearest one is named), or a value out of bounds.
     """
+    if name in PLANNED:
+        raise EquipoiseError(f"Balancer {name!r} is not there yet: {PLANNED[name]}. Known: {', '.join(names())}.")
     if name not in REGISTRY:
         raise unknown("balancer", name, REGISTRY)
     return REGISTRY[name](**options)

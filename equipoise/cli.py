@@ -2,7 +2,7 @@
 
 import shlex
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 from rich.console import Console
@@ -174,25 +174,46 @@ def list_(
     """What can be chosen: balancers, resamplers, data sets."""
     from equipoise import balancers, valuation
     from equipoise.datasets import sources
+    from equipoise.datasets.task_spec import KINDS
+    from equipoise.models.contract import Unimodal
     from equipoise.models.errors import unknown
     from equipoise.pipelines.tables import table
 
-    def methods(title: str, get: Any, names: list[str], *more: str) -> None:
+    def options(method: Any) -> str:
+        return ", ".join(type(method).Options.model_fields) or "-"
+
+    def balancing() -> None:
         rows = []
-        for name in names:
-            method = get(name)
-            first = (type(method).__doc__ or "").strip().split("\n\n")[0].replace("\n", " ")
-            facts = [", ".join(getattr(type(method), fact)) for fact in more]
-            rows.append([name, " ".join(first.split()), *facts, ", ".join(type(method).Options.model_fields) or "-"])
-        console.print(table(title, ["name", "what it does", *more, "options"], rows))
+        for name in balancers.names():
+            b = balancers.get(name)
+            tasks = "all" if set(b.tasks) == set(KINDS) else ", ".join(b.tasks)
+            passes = ", ".join(str(b.backward_passes(m)) for m in (2, 3))
+            most = "any" if b.max_modalities is None else f"up to {b.max_modalities}"
+            accepts = "any" if set(b.accepts) == set(get_args(Unimodal)) else ", ".join(b.accepts)
+            rows.append([name, b.family, b.losses, passes, tasks, most, accepts, ", ".join(b.fusions or ["any"])])
+        columns = ["name", "family", "objectives", "passes", "tasks", "modalities", "accepts", "fusion"]
+        console.print(table("Balancers", columns, rows))
+        console.print(
+            "passes: backward passes of a step at 2 and at 3 modalities. accepts: kinds of unimodal logits.\n"
+            "Options, formulas and when to use which: docs/methods.",
+            soft_wrap=True,
+        )
+
+    def resampling() -> None:
+        rows = []
+        for name in valuation.names():
+            method = valuation.get(name)
+            first = (type(method).__doc__ or "").strip().split("\n\n")[0]
+            rows.append([name, " ".join(first.split()), options(method)])
+        console.print(table("Resamplers", ["name", "what it does", "options"], rows))
 
     def data() -> None:
         rows = [[n, sources.summary(n), ", ".join(sources.options_of(n)) or "-"] for n in sources.names()]
         console.print(table("Data sets", ["name", "what it is", "options"], rows))
 
     shown = {
-        "balancers": lambda: methods("Balancers", balancers.get, balancers.names(), "tasks", "accepts"),
-        "resamplers": lambda: methods("Resamplers", valuation.get, valuation.names()),
+        "balancers": balancing,
+        "resamplers": resampling,
         "data": data,
     }
     if what and what not in shown:

@@ -23,7 +23,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> 
     shown = list(rows)
     for i, column in enumerate(columns):
         numbers = any(isinstance(row[i], int | float) for row in shown)
-        out.add_column(column, justify="right" if numbers else "left", overflow="fold")
+        out.add_column(column, justify="right" if numbers else "left", overflow="fold", no_wrap=i == 0)
     for row in shown:
         # Text, not markup: "[i, m]" in a description is no tag.
         out.add_row(*(Text(measured(cell) if isinstance(cell, float) else str(cell)) for cell in row))

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from rich.console import Console
 
 from equipoise import balancers, cli, valuation
 from equipoise.datasets import sources
@@ -274,6 +275,41 @@ def test_list_prints_every_name(monkeypatch, capsys):
     words = capsys.readouterr().out.split()
     for name in (*balancers.names(), *valuation.names(), *sources.names()):
         assert name in words
+
+
+def test_list_says_of_a_balancer_what_it_works_with(monkeypatch, capsys):
+    from equipoise import cli
+
+    monkeypatch.setattr(cli, "console", Console(width=120))
+    assert run(monkeypatch, "list", "balancers") == 0
+    cells = [[c.strip() for c in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines() if "│" in line]
+    rows, last = {}, ""
+    for first, *others in cells:  # a row's further lines have an empty first cell
+        last = first or last
+        rows[last] = [f"{a} {b}".strip() for a, b in zip(rows.get(last, [""] * 7), others, strict=True)]
+    assert list(rows) == balancers.names()
+    assert rows["gmd"] == ["gradient", "one a set of available modalities", "3, 7", "all", "any", "any", "any"]
+    assert rows["balgrad"] == [
+        "gradient",
+        "fused, unimodal, KL",
+        "3, 3",
+        "classification, multilabel",
+        "any",
+        "heads",
+        "any",
+    ]
+    assert rows["ensemble"] == ["control", "one a modality", "1, 1", "all", "any", "split", "average"]
+    for name, row in rows.items():
+        assert row[1] == balancers.get(name).losses
+
+
+def test_methods_that_are_not_there_yet_are_said_to_be():
+    with pytest.raises(
+        EquipoiseError, match=r"^Balancer 'greedy' is not there yet: it balances by squeeze.* Known: .*gmd"
+    ):
+        balancers.get("greedy")
+    with pytest.raises(EquipoiseError, match=r"^Balancer 'umt' is not there yet: it distils from unimodal models"):
+        balancers.get("umt")
 
 
 @pytest.mark.parametrize("what", ["balancers", "resamplers", "data"])
