@@ -130,6 +130,16 @@ class StepContext:
         """Logits out of `precision()` as losses, statistics and counts need them: float32 after autocast."""
         return logits if self.autocast is None else logits.float()
 
+    def detach(self) -> None:
+        """Let go of the graph, once its gradients are taken: hooks from `combine` on see the same numbers, detached."""
+        logits, unimodal, features = self.outputs
+        self.outputs = self.outputs._replace(
+            logits=logits.detach(),
+            unimodal_logits=None if unimodal is None else {m: z.detach() for m, z in unimodal.items()},
+            features=None if features is None else {m: f.detach() for m, f in features.items()},
+        )
+        self._fused = {key: logits.detach() for key, logits in self._fused.items()}
+
     def reduce(self, tensor: Tensor) -> Tensor:
         """The sum of a tensor over all workers, detached. Every worker must call it equally often, also without rows."""
         total = tensor.detach().clone()

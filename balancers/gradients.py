@@ -79,6 +79,12 @@ class Gradients:
                 yield slice(start, part.stop), self.reached[:, n]
                 start = part.stop
 
+    def write(self, combined: Tensor) -> None:
+        """A gradient [P] into `p.grad` of the parameters that some objective reaches, as views; None elsewhere."""
+        used = self.reached.any(dim=0).tolist()
+        for p, part, reached in zip(self.layout.parameters, self.layout.tensors, used, strict=True):
+            p.grad = combined[part].reshape(p.shape).to(p.dtype) if reached else None
+
     def common(self, *names: str) -> list[slice]:
         """The columns that all of some objectives reach."""
         rows = [self.names.index(name) for name in names]

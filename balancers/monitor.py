@@ -68,9 +68,9 @@ class Watch:
         self._step = step
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what there is to warn of, the step itself has said
-            self._looks = type(step)(
-                step.model, step.task, _Sets(), step.optimizer, seed=step.seed, autocast=step.autocast, group=group
-            )
+            scaler = None if step.scaling is None else step.scaling.scaler
+            how = {"seed": step.seed, "autocast": step.autocast, "scaler": scaler, "group": group}
+            self._looks = type(step)(step.model, step.task, _Sets(), step.optimizer, **how)
 
     def due(self) -> bool:
         """Whether the coming step is one to look at."""

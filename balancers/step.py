@@ -1,28 +1,30 @@
 """The balanced step: one optimiser step of any balancing method, the same under any number of workers.
 
-Order: before_forward, counts (one small all-reduce), forward, statistics, objectives, backward, reduce, combine,
-modulate, clip, optimiser, after_step. Torch and torch.distributed only.
+Order: before_forward, counts (one small all-reduce), forward, statistics, objectives, backward, reduce, losses checked,
+unscale, gradients checked, combine, modulate, clip, optimiser, after_step. Torch and torch.distributed only.
 """
 
 from __future__ import annotations
 
-import math
-import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim import Optimizer
 
+from equipoise.balancers import finite
 from equipoise.balancers.balancer import Balancer
 from equipoise.balancers.context import StepContext, reduce_sums
 from equipoise.balancers.gradients import Gradients, Layout
-from equipoise.balancers.indicator import Indicator, indicate, region_grams, towards
+from equipoise.balancers.indicator import indicate, region_grams, towards
 from equipoise.balancers.monitor import Monitor, Watch
+from equipoise.balancers.noise import warn_of_noise
+from equipoise.balancers.roads import Apart, Together
+from equipoise.balancers.scaling import Scaling, default_scaler
 from equipoise.models.batch import Batch, check_batch
 from equipoise.models.contract import MultimodalModel, check_ownership
 from equipoise.models.errors import EquipoiseError
@@ -35,21 +37,6 @@ class StepResult(NamedTuple):
     loss: float
     losses: dict[str, float]
     statistics: dict[str, float]
-
-
-class _Objective(nn.Module):
-    """Model, statistics and objectives as one forward pass that returns the scalar loss.
-
-    DDP hooks the gradients that its forward leads to: losses built outside it raise "ready only once".
-    """
-
-    def __init__(self, step: BalancedStep) -> None:
-        super().__init__()
-        self.model = step.model
-        self._step = [step]  # in a list, so that it is not registered as a submodule's attribute
-
-    def forward(self, ctx: StepContext) -> Tensor:
-        return self._step[0]._loss(ctx)
 
 
 class BalancedStep:
@@ -70,12 +57,14 @@ class BalancedStep:
         optimizer: over the model's parameters; made before or after this step, stepped by it.
         seed: what the method's random choices are made of.
         clip_norm: clip the gradient's 2-norm over all parameters, after `modulate`.
-        autocast: run the forward pass under autocast of this dtype (torch.bfloat16).
+        autocast: run the forward pass under autocast of this dtype, torch.bfloat16 or torch.float16.
+        scaler: scales the losses, so that half-precision gradients do not underflow; with float16 and None, a
+            `torch.amp.GradScaler` with torch's defaults. A gradient that is not finite then skips the step on all workers.
         group: the workers that share a global batch; all of them by default.
         monitor: look at the gradients of every set of modalities now and then, see `Monitor`.
 
-    Set `epoch` before each epoch (random choices of a row depend on it). `state_dict` holds the balancer's state and the
-    counters.
+    Set `epoch` before each epoch (random choices of a row depend on it). `state_dict` holds the state of the balancer and of
+    the scaler, and the counters.
 
     Raises:
         EquipoiseError: an already wrapped model; an unowned parameter; a model, task or number of modalities that the
@@ -92,6 +81,7 @@ class BalancedStep:
         seed: int = 0,
         clip_norm: float | None = None,
         autocast: torch.dtype | None = None,
+        scaler: GradScaler | None = None,
         group: dist.ProcessGroup | None = None,
         monitor: Monitor | None = None,
     ) -> None:
@@ -101,7 +91,7 @@ class BalancedStep:
                 "step wraps it itself. Under Ray Train: prepare_model(model, parallel_strategy=None)."
             )
         balancer.check(model, task)
-        _warn_of_noise(model)
+        warn_of_noise(model)
         self.model = model
         self.task = task
         self.balancer = balancer
@@ -115,16 +105,14 @@ class BalancedStep:
         self.layout = Layout.of(self.groups)
         self.world_size = dist.get_world_size(group) if dist.is_initialized() else 1
         self.group = (group or dist.group.WORLD) if self.world_size > 1 else None
+        scaler = scaler or default_scaler(self.layout.parameters[0].device, autocast)
+        self.scaling = Scaling(scaler, optimizer, self.layout.parameters) if scaler else None
         self._losses: dict[str, Tensor] = {}
-        self._objective: nn.Module = _Objective(self)
-        if self.group is not None:
-            if balancer.separate:
-                for tensor in [*model.parameters(), *model.buffers()]:
-                    dist.broadcast(tensor.detach(), group_src=0, group=self.group)
-            else:
-                self._objective = DistributedDataParallel(
-                    self._objective, process_group=self.group, find_unused_parameters=True
-                )
+        self._road: Apart | Together
+        if balancer.separate:
+            self._road = Apart(model, self.layout, self._objectives, self.group)
+        else:
+            self._road = Together(model, self._objectives, self.group)
         self._watch = None if monitor is None else Watch(monitor, self, group)
 
     def __call__(self, batch: Batch | Sequence[Batch]) -> StepResult:
@@ -132,56 +120,36 @@ class BalancedStep:
         self.model.train()
         seen = self._watch.look(batches) if self._watch is not None and self._watch.due() else {}
         contexts = self._contexts(batches)
-        self.optimizer.zero_grad(set_to_none=True)
-        self._losses = {}
-        if self.balancer.weights_from_statistics and len(contexts) > 1:
-            self._collect_statistics(contexts)
-        gradients: Gradients | None = None
-        if self.balancer.separate:
-            gradients = self._separate_backward(contexts)
-        else:
-            self._backward(contexts)
         last = contexts[-1]
-        if len(contexts) > 1 and not self.balancer.weights_from_statistics:
-            for ctx in contexts[:-1]:
-                for name, value in ctx.statistics.items():
-                    last.statistics[name] = last.statistics[name] + value
-        losses = {name: float(value) for name, value in reduce_sums(self._losses, last.reduce).items()}
-        last.losses = losses
-        self._refuse_nonfinite(losses)
-
-        if gradients is not None:
-            grams = region_grams(gradients)
-            before = indicate(grams, gradients.names)
-            self._refuse_nonfinite_norms(before)
-            combined = self.balancer.combine(gradients, last)
-            last.reports |= before.numbers("gradient") | towards(gradients, combined)
-            if last.calibrated is not None:
-                last.reports |= indicate(grams, gradients.names, last.calibrated).numbers("gradient/after")
-            self._write(gradients, combined)
-        self._forget_dropped(last)
-        # Before `modulate`, which may change the balancer's state: a refused step leaves everything as it was.
-        self._refuse_nonfinite_gradient()
-        self.balancer.modulate(self._by_owner(lambda p: p.grad), last)
-        if self.clip_norm is not None:
-            last.report("gradient_norm", float(nn.utils.clip_grad_norm_(self.layout.parameters, self.clip_norm)))
-        self._update(last)
+        self.optimizer.zero_grad(set_to_none=True)
+        if self._gradient(contexts):
+            self.balancer.modulate(self._by_owner(lambda p: p.grad), last)
+            if self.clip_norm is not None:
+                last.report("gradient_norm", float(nn.utils.clip_grad_norm_(self.layout.parameters, self.clip_norm)))
+            self._update(last)
         self.step += 1
-        return StepResult(sum(losses.values()), losses, {**last.reports, **seen})
+        return StepResult(sum(last.losses.values()), last.losses, {**last.reports, **seen})
 
     def gradients(self, batches: Sequence[Batch]) -> Gradients:
-        """The reduced gradients of the balancer's objectives on a global batch, and nothing else of a step."""
+        """The reduced gradients of a separate balancer's objectives on a global batch, and nothing else of a step."""
+        assert isinstance(self._road, Apart)
         self._losses = {}
-        return self._separate_backward(self._contexts(batches))
+        found = self._road.gradients(self._contexts(batches), self._scale)
+        if self.scaling is not None:
+            found.flat.div_(self.scaling.value)
+        return found
 
     def state_dict(self) -> dict[str, Any]:
-        """The balancer's state, the epoch and the number of steps made."""
-        return {"balancer": self.balancer.state_dict(), "epoch": self.epoch, "step": self.step}
+        """The balancer's state, the epoch, the number of steps made and, where losses are scaled, the scaler's state."""
+        state = {"balancer": self.balancer.state_dict(), "epoch": self.epoch, "step": self.step}
+        return state if self.scaling is None else {**state, "scaler": self.scaling.scaler.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
+        """Take back what `state_dict` gave; a scaler that it says nothing of stays as it is."""
         self.balancer.load_state_dict(state["balancer"])
         self.epoch, self.step = int(state["epoch"]), int(state["step"])
+        if self.scaling is not None and state.get("scaler"):
+            self.scaling.scaler.load_state_dict(dict(state["scaler"]))
 
     # The parts of a step, in their order.
 
@@ -253,10 +221,6 @@ class BalancedStep:
             self._losses[name] = self._losses[name] + value.detach() if name in self._losses else value.detach()
         return objectives
 
-    def _loss(self, ctx: StepContext) -> Tensor:
-        # DDP divides the summed gradient by the number of workers; the objectives are shares of a global mean already.
-        return torch.stack(list(self._objectives(ctx).values())).sum() * self.world_size
-
     def _collect_statistics(self, contexts: Sequence[StepContext]) -> None:
         """A first pass without gradient: the statistics of all micro-batches, before the first objective needs them."""
         sums: dict[str, Tensor] = {}
@@ -271,78 +235,53 @@ class BalancedStep:
         for ctx in contexts:
             ctx.statistics = total
 
-    def _backward(self, contexts: Sequence[StepContext]) -> None:
-        """The summed objectives' gradient, reduced by DDP with the last micro-batch."""
-        for i, ctx in enumerate(contexts):
-            waits = i < len(contexts) - 1 and isinstance(self._objective, DistributedDataParallel)
-            with cast(DistributedDataParallel, self._objective).no_sync() if waits else nullcontext():
-                self._objective(ctx).backward()
+    def _scale(self, loss: Tensor) -> Tensor:
+        return loss if self.scaling is None else self.scaling.scale(loss)
 
-    def _separate_backward(self, contexts: Sequence[StepContext]) -> Gradients:
-        """One gradient an objective, summed over micro-batches and workers, in one flat buffer and one all-reduce.
+    def _gradient(self, contexts: Sequence[StepContext]) -> bool:
+        """The gradient of the global batch, to `p.grad`; False where the losses' scale was too large, so that there is none.
 
-        A flag a parameter travels along, so that "used by nobody" is a fact of the global batch: such a parameter keeps
-        no gradient on any worker, whoever had the rows.
+        What is kept apart lives no longer than this. Until `combine`, nothing of the balancer's state may have changed: a
+        step that is refused or skipped leaves everything as it was.
         """
-        parameters, size = self.layout.parameters, self.layout.size
-        names: tuple[str, ...] = ()
-        buffer = torch.zeros(0)
-        for ctx in contexts:
-            objectives = self._objectives(ctx)
-            if not names:
-                names = tuple(objectives)
-                wide = parameters[0]
-                buffer = torch.zeros(len(names), size + len(parameters), dtype=wide.dtype, device=wide.device)
-            elif tuple(objectives) != names:
-                raise EquipoiseError(f"Balancer {self.balancer.name!r} names other objectives in another micro-batch.")
-            for row, (i, objective) in zip(buffer, enumerate(objectives.values()), strict=True):
-                if not objective.requires_grad:
-                    continue
-                found = torch.autograd.grad(objective, parameters, retain_graph=i + 1 < len(names), allow_unused=True)
-                for n, (part, gradient) in enumerate(zip(self.layout.tensors, found, strict=True)):
-                    if gradient is not None:
-                        row[part] += gradient.reshape(-1)
-                        row[size + n] = 1.0
-        if self.group is not None:
-            dist.all_reduce(buffer, group=self.group)
-        reached = (buffer[:, size:] > 0).cpu()
-        self._used = reached.any(dim=0)
-        return Gradients(buffer[:, :size], names, self.layout, reached)
+        last, when = contexts[-1], f"step {self.step} of epoch {self.epoch}"
+        self._losses = {}
+        if self.balancer.weights_from_statistics and len(contexts) > 1:
+            self._collect_statistics(contexts)
+        gradients: Gradients | None = None
+        if isinstance(self._road, Apart):
+            gradients = self._road.gradients(contexts, self._scale)
+        else:
+            self._road.backward(contexts, self._scale)
+        if len(contexts) > 1 and not self.balancer.weights_from_statistics:
+            for ctx in contexts[:-1]:
+                for name, value in ctx.statistics.items():
+                    last.statistics[name] = last.statistics[name] + value
+        found = last.reduce(torch.stack([value.to(torch.float64) for value in self._losses.values()])).tolist()
+        last.losses = dict(zip(self._losses, found, strict=True))
+        finite.check_losses(last.losses, when)
+        if self.scaling is not None:
+            last.report("loss_scale", self.scaling.value)
+            fits = self.scaling.unscale(gradients)
+            last.report("skipped", float(not fits))
+            if not fits and self.scaling.skip():
+                return False
+        if gradients is not None:
+            self._combine(gradients, last, when)
+        self._forget_dropped(last)
+        if self.scaling is None or not fits or gradients is not None:
+            finite.check_gradient(self._by_owner(lambda p: p.grad), when)
+        return True
 
-    def _refuse_nonfinite(self, losses: Mapping[str, float]) -> None:
-        for name, value in losses.items():
-            if not math.isfinite(value):
-                raise EquipoiseError(
-                    f"The objective {name!r} is {value} in step {self.step} of epoch {self.epoch}: the step was refused on "
-                    "all workers and no parameter changed. Look for NaN or huge values in the inputs, or lower the "
-                    "learning rate."
-                )
-
-    def _refuse_nonfinite_norms(self, indicator: Indicator) -> None:
-        """Refuse a gradient of one objective that is not finite, on all workers alike since it is reduced."""
-        bad = [n for n, norm in zip(indicator.names, indicator.norms.tolist(), strict=True) if not math.isfinite(norm)]
-        if bad:
-            raise EquipoiseError(
-                f"The gradient of the objective {bad[0]!r} is not finite in step {self.step} of epoch {self.epoch}, though its "
-                "loss is: the step was refused on all workers and no parameter changed. Look for a derivative without a "
-                "bound (sqrt at 0, log of 0), or lower the learning rate."
-            )
-
-    def _refuse_nonfinite_gradient(self) -> None:
-        """Refuse a gradient that is not finite, on all workers alike since it is reduced."""
-        owned = self._by_owner(lambda p: p.grad)
-        norm = nn.utils.get_total_norm([g for gradients in owned.values() for g in gradients])
-        if not math.isfinite(float(norm)):
-            bad = [owner for owner, found in owned.items() if any(not bool(g.isfinite().all()) for g in found)]
-            raise EquipoiseError(
-                f"The gradient of {' and '.join(map(repr, bad)) or 'all parameters together'} is not finite in step "
-                f"{self.step} of epoch {self.epoch}, though the losses are: the step was refused on all workers and no "
-                "parameter changed. Look for a derivative without a bound (sqrt at 0, log of 0), or lower the learning rate."
-            )
-
-    def _write(self, gradients: Gradients, combined: Tensor) -> None:
-        for p, part, used in zip(self.layout.parameters, self.layout.tensors, self._used.tolist(), strict=True):
-            p.grad = combined[part].reshape(p.shape).to(p.dtype) if used else None
+    def _combine(self, gradients: Gradients, ctx: StepContext, when: str) -> None:
+        grams = region_grams(gradients)
+        before = indicate(grams, gradients.names)
+        finite.check_norms(dict(zip(before.names, before.norms.tolist(), strict=True)), when)
+        combined = self.balancer.combine(gradients, ctx)
+        ctx.reports |= before.numbers("gradient") | towards(gradients, combined)
+        if ctx.calibrated is not None:
+            ctx.reports |= indicate(grams, gradients.names, ctx.calibrated).numbers("gradient/after")
+        gradients.write(combined)
 
     def _forget_dropped(self, ctx: StepContext) -> None:
         """No gradient for what a modality owns that no row of the global batch has, where absence means left out: a worker
@@ -361,11 +300,12 @@ class BalancedStep:
         }
 
     def _update(self, ctx: StepContext) -> None:
+        make = self.optimizer.step if self.scaling is None else self.scaling.step
         if not self.balancer.changes_update:
-            self.optimizer.step()
+            make()
             return
         before = {id(p): p.detach().clone() for p in self.layout.parameters}
-        self.optimizer.step()
+        make()
         with torch.no_grad():
             moved = {id(p): p - before[id(p)] for p in self.layout.parameters}
             self.balancer.after_step(self._by_owner(lambda p: moved[id(p)]), ctx)
@@ -381,24 +321,3 @@ def _move(batch: Batch, device: torch.device) -> Batch:
         present=batch["present"].to(device),
         target=batch["target"].to(device),
     )
-
-
-def _noisy(module: nn.Module) -> bool:
-    """Whether a layer's output depends on other rows or on chance."""
-    if isinstance(module, nn.RNNBase):
-        return bool(module.dropout > 0 and module.num_layers > 1)
-    if isinstance(module, nn.MultiheadAttention):
-        return bool(module.dropout > 0)
-    if isinstance(module, nn.modules.dropout._DropoutNd):
-        return module.p > 0
-    return isinstance(module, nn.modules.batchnorm._BatchNorm)
-
-
-def _warn_of_noise(model: nn.Module) -> None:
-    noisy = {type(m).__name__ for m in model.modules() if _noisy(m)}
-    if noisy:
-        warnings.warn(
-            f"The model has {', '.join(sorted(noisy))} layers: N workers then equal one worker in distribution only, and "
-            "their randomness or statistics are not balanced. GroupNorm or LayerNorm keep the equality exact.",
-            stacklevel=3,
-        )
