@@ -69,7 +69,7 @@ class Watch:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what there is to warn of, the step itself has said
             scaler = None if step.scaling is None else step.scaling.scaler
-            how = {"seed": step.seed, "autocast": step.autocast, "scaler": scaler, "group": group}
+            how: dict[str, Any] = {"seed": step.seed, "autocast": step.autocast, "scaler": scaler, "group": group}
             self._looks = type(step)(step.model, step.task, _Sets(), step.optimizer, **how)
 
     def due(self) -> bool:
