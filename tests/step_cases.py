@@ -47,3 +47,27 @@ def different_micro_batches(rank, world, group):
     except Exception as error:
         return str(error)
     return "no error"
+
+
+def overflow(rank, world, group, name):
+    """The statistics of two steps, the first of which overflows on the last rank alone, and whether that changed nothing."""
+    model = build_model(torch.float32)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**100)
+    balancer = balancers.get(name)
+    step = balancers.BalancedStep(model, Classification(CLASSES), balancer, optimizer, scaler=scaler, group=group)
+    before = [p.detach().clone() for p in model.parameters()]
+    edges = CUTS["even"][world]
+    statistics, same = [], True
+    for t in range(2):
+        local = take(global_batch(t, torch.float32), slice(edges[rank], edges[rank + 1]))
+        if t == 0 and rank == world - 1:
+            weight = next(model.encoders["a"].parameters())
+            hook = weight.register_hook(lambda g: torch.full_like(g, float("inf")))
+        statistics.append(step(local).statistics)
+        if t == 0:
+            same = all(torch.equal(p, q) for p, q in zip(model.parameters(), before)) and not optimizer.state
+            if rank == world - 1:
+                hook.remove()
+    kept = [{k: s[k] for k in ("skipped", "loss_scale")} for s in statistics]
+    return kept, same and all(bool(p.isfinite().all()) for p in model.parameters())
