@@ -82,7 +82,9 @@ class Watch:
         looks.epoch, looks.step = self._step.epoch, self._step.step
         device = next(model.parameters()).device
         buffers = [b.clone() for b in model.buffers()]
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        # Compiled encoders go backward once, a look as often as it has sets.
+        eager = torch.compiler.set_stance("force_eager")
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), eager:
             gradients = looks.gradients(batches)
         for buffer, before in zip(model.buffers(), buffers, strict=True):
             buffer.copy_(before)

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 
 from equipoise.balancers import finite
 from equipoise.balancers.balancer import Balancer
+from equipoise.balancers.compiled import check_compile, compile_encoders
 from equipoise.balancers.context import StepContext, reduce_sums
 from equipoise.balancers.gradients import Gradients, Layout
 from equipoise.balancers.indicator import indicate, region_grams, towards
@@ -60,6 +61,8 @@ class BalancedStep:
         autocast: run the forward pass under autocast of this dtype, torch.bfloat16 or torch.float16.
         scaler: scales the losses, so that half-precision gradients do not underflow; with float16 and None, a
             `torch.amp.GradScaler` with torch's defaults. A gradient that is not finite then skips the step on all workers.
+        compile: compile the encoders in place (`torch.compile`), True or keyword arguments of `nn.Module.compile`, such as
+            {"backend": "aot_eager"}. For balancers of one summed objective.
         group: the workers that share a global batch; all of them by default.
         monitor: look at the gradients of every set of modalities now and then, see `Monitor`.
 
@@ -82,6 +85,7 @@ class BalancedStep:
         clip_norm: float | None = None,
         autocast: torch.dtype | None = None,
         scaler: GradScaler | None = None,
+        compile: bool | Mapping[str, Any] = False,
         group: dist.ProcessGroup | None = None,
         monitor: Monitor | None = None,
     ) -> None:
@@ -91,6 +95,9 @@ class BalancedStep:
                 "step wraps it itself. Under Ray Train: prepare_model(model, parallel_strategy=None)."
             )
         balancer.check(model, task)
+        if compile:
+            check_compile(balancer)
+            compile_encoders(model, compile if isinstance(compile, Mapping) else {})
         warn_of_noise(model)
         self.model = model
         self.task = task

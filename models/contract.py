@@ -120,6 +120,10 @@ class MultimodalModel(nn.Module):
         unimodal = None if self.unimodal == "coalition" else self.unimodal_logits(features)
         return Outputs(self.fuse(features, present), unimodal, features)
 
+    def encoder_modules(self) -> list[nn.Module]:
+        """The modules that do most of the work and may be compiled one by one; none where that is not said."""
+        return []
+
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Who owns a parameter: {a modality | "shared" | "head": [parameters]}, every trainable one exactly once."""
         raise NotImplementedError

@@ -128,6 +128,9 @@ class DynamicSharing(MultimodalModel):
         heads = self.heads if self.unimodal == "heads" else dict.fromkeys(self.modalities, self.head)
         return {m: heads[m](features[m]) for m in self.modalities}
 
+    def encoder_modules(self) -> list[nn.Module]:
+        return [*dict.fromkeys(self.encoders.values()), self.trunk]
+
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """A modality owns its encoder, its affines and its head where it has one; the rest of the trunk is "shared"."""
         groups: dict[str, list[nn.Parameter]] = {m: list(self.encoders[m].parameters()) for m in self.modalities}

@@ -82,6 +82,9 @@ class EarlyConcat(MultimodalModel):
         feature = self.trunk(self.input(torch.cat(parts, dim=1)), JOINED)
         return Outputs(self.head(feature))
 
+    def encoder_modules(self) -> list[nn.Module]:
+        return [self.trunk]
+
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """No modality owns anything: the first layer mixes them already."""
         return {

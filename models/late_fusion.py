@@ -141,6 +141,9 @@ class LateFusion(MultimodalModel):
         """`unimodal_logits` of detached features: their gradient reaches the heads, never an encoder."""
         return self.unimodal_logits({name: feature.detach() for name, feature in features.items()})
 
+    def encoder_modules(self) -> list[nn.Module]:
+        return list(dict.fromkeys(self.encoders.values()))
+
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """An encoder, its token and its heads belong to their modality, what several encoders use to "shared", the rest of
         the fusion to "head".

@@ -33,6 +33,12 @@ def assemble(config: Config, manifest: Manifest) -> MultimodalModel:
     return build_seeded(config.model, manifest, accepts[0], config.seed)
 
 
+def autocast_dtype(config: Config) -> torch.dtype | None:
+    """What the step's passes through the model are cast to, None for float32."""
+    dtype: torch.dtype = getattr(torch, config.precision)
+    return None if dtype == torch.float32 else dtype
+
+
 def fills(modalities: Sequence[Modality], fitted: Mapping[str, Mapping[str, Any]]) -> dict[str, Tensor]:
     """{modality: its mean train input, up to broadcasting} of those that are not standardized, from the fitted state."""
     found = {}

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from equipoise import balancers, valuation
 from equipoise.balancers import Monitor
+from equipoise.balancers.compiled import check_compile
 from equipoise.datasets.impairment import Impairment
 from equipoise.models import ModelConfig
 from equipoise.models.errors import EquipoiseError, unknown
@@ -99,7 +100,8 @@ class Config(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     clip_norm: float | None = Field(None, gt=0)
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    compile: bool = Field(False, description="torch.compile of the encoders; balancers of one summed objective")
     monitor: Monitor | None = Field(None, description="a look at the gradients now and then, see docs/indicator.md")
     valuation: ValuationConfig = ValuationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -138,6 +140,8 @@ class Config(Section):
                 f"Balancer {method.name!r} is defined for model.fusion={' or '.join(method.fusions)}, not for {fusion}: leave "
                 "model.fusion and model.kind out, or choose another balancer."
             )
+        if self.compile:
+            check_compile(method)
         # Wrong methods and options are errors of the configuration, not of the first worker that meets them.
         valuation.get(self.resampler.name, **self.resampler.options)
         return self

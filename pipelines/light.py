@@ -17,7 +17,7 @@ from equipoise import balancers, valuation
 from equipoise.balancers import BalancedStep
 from equipoise.datasets.reading import Reader
 from equipoise.models import MultimodalModel, Task, to_batch
-from equipoise.pipelines.assembly import assemble
+from equipoise.pipelines.assembly import assemble, autocast_dtype
 from equipoise.pipelines.config import Config
 from equipoise.pipelines.early_stopping import EarlyStopping
 from equipoise.pipelines.optimizers import build_optimizer, build_schedule
@@ -67,7 +67,6 @@ def train_light(config: Config) -> LightRun:
     resampler = valuation.get(config.resampler.name, **config.resampler.options)
     optimizer = build_optimizer(model.parameters(), config.optimizer)
     schedule = build_schedule(optimizer, config)
-    autocast = torch.bfloat16 if config.precision == "bfloat16" else None
     step = BalancedStep(
         model,
         task,
@@ -75,12 +74,14 @@ def train_light(config: Config) -> LightRun:
         optimizer,
         seed=config.seed,
         clip_norm=config.clip_norm,
-        autocast=autocast,
+        autocast=autocast_dtype(config),
+        compile=config.compile,
         monitor=config.monitor,
     )
 
     def valued(some: Mapping[str, np.ndarray], thorough: bool = False) -> tuple[list[Values], Matrix]:
-        return value_columns(model, some, task, manifest.chunk_rows, config.valuation.batch_size, thorough)
+        with torch.compiler.set_stance("force_eager"):  # values are those of the model as it is, compiled or not
+            return value_columns(model, some, task, manifest.chunk_rows, config.valuation.batch_size, thorough)
 
     def over() -> bool:
         steps, epochs = config.max_steps, config.max_epochs

@@ -18,7 +18,7 @@ from equipoise.balancers import BalancedStep
 from equipoise.models.batch import to_batch
 from equipoise.models.contract import MultimodalModel
 from equipoise.models.errors import EquipoiseError
-from equipoise.pipelines.assembly import assemble
+from equipoise.pipelines.assembly import assemble, autocast_dtype
 from equipoise.pipelines.batches import EpochSpec, rank_batches
 from equipoise.pipelines.between import Between
 from equipoise.pipelines.checkpoint import Position
@@ -90,7 +90,8 @@ class Training:
             self.optimizer,
             seed=config.seed,
             clip_norm=config.clip_norm,
-            autocast=torch.bfloat16 if config.precision == "bfloat16" else None,
+            autocast=autocast_dtype(config),
+            compile=config.compile,
             monitor=config.monitor,
         )
         self.position = Position(0, 0)

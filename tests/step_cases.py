@@ -71,3 +71,15 @@ def overflow(rank, world, group, name):
                 hook.remove()
     kept = [{k: s[k] for k in ("skipped", "loss_scale")} for s in statistics]
     return kept, same and all(bool(p.isfinite().all()) for p in model.parameters())
+
+
+def compiled(rank, world, group, name):
+    """The parameters after three steps with encoders compiled by inductor."""
+    model = build_model(torch.float32)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    balancer = balancers.get(name)
+    step = balancers.BalancedStep(model, Classification(CLASSES), balancer, optimizer, compile=True, group=group)
+    edges = CUTS["uneven"][world]
+    for t in range(3):
+        step(take(global_batch(t, torch.float32), slice(edges[rank], edges[rank + 1])))
+    return torch.cat([p.detach().flatten() for p in model.parameters()]).tolist()

@@ -1,6 +1,7 @@
 """Half precision: the step in float16 and bfloat16, the loss scale, and what happens where it is too large."""
 
-import copy
+
+from itertools import pairwise
 
 import pytest
 import torch
@@ -104,7 +105,7 @@ def test_a_scale_that_is_too_large_is_found_by_halving():
     found = [step(batch(t, torch.float32)).statistics for t in range(25)]
     assert found[0]["skipped"] == 1.0
     assert found[-1]["skipped"] == 0.0
-    for now, then in zip(found, found[1:]):
+    for now, then in pairwise(found):
         assert then["loss_scale"] == now["loss_scale"] * (0.5 if now["skipped"] else 1.0)
 
 
