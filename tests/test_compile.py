@@ -8,7 +8,7 @@ from world_cases import build_model
 
 from equipoise import balancers
 from equipoise.balancers import Monitor
-from equipoise.models import LateFusion, MultimodalModel
+from equipoise.models import MLP, LateFusion, MultimodalModel
 from equipoise.pipelines.config import load_config
 
 APART = [name for name in balancers.names() if balancers.get(name).separate]
@@ -86,7 +86,7 @@ def test_a_balancer_that_goes_backward_several_times_is_refused(name):
 @pytest.mark.slow
 def test_why_it_is_refused():
     # The day that torch allows this, the refusal can go.
-    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2), nn.Tanh())
+    model = MLP(3)
     model.compile(dynamic=True)
     loss = model(torch.randn(5, 3)).square().sum()
     with pytest.raises(RuntimeError, match="donated buffers"):
