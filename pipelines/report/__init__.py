@@ -24,6 +24,7 @@ from equipoise.pipelines.report import charts
 from equipoise.pipelines.report.drawing import draw, legend
 from equipoise.pipelines.report.facts import MANY, Facts, named
 from equipoise.pipelines.report.figures import Figure, number
+from equipoise.pipelines.report.gradients import gradients
 from equipoise.pipelines.report.samples import BYTES, one_sided
 from equipoise.pipelines.run import Run
 from equipoise.pipelines.tables import measured
@@ -94,7 +95,7 @@ def _parts(f: Facts, budget: int) -> dict[str, Any]:
         "pairs": pairs,
         "resampling": charts.resampling(f),
         "losses": charts.losses(f),
-        "conflicts": conflicts,
+        "conflicts": [*gradients(f), *conflicts],
         "reported": others,
         "seconds": charts.seconds(f),
     }
@@ -136,7 +137,11 @@ _TITLES = {
     ),
     "resampling": ("What the resampler did", "Entries that each epoch trained on beside every sample once."),
     "losses": ("Losses and metrics", "Training by objective; validation with all modalities and with each alone."),
-    "conflicts": ("Conflicts between objectives", "As the balancer logged them, by step."),
+    "conflicts": (
+        "Conflicts between objectives",
+        "How the objectives' gradients lie to each other: beyond 90 degrees, what lowers one loss raises the other, and the "
+        "largest gradient decides. Before the method, and after where it says what it made of them; then what else it logged.",
+    ),
     "reported": ("What the balancer reports", "By step, means over a few steps each."),
     "seconds": (
         "Time by phase",

@@ -14,7 +14,7 @@ from equipoise.pipelines.report.facts import MANY, Facts, optional
 from equipoise.pipelines.report.figures import Figure, Mark, Series
 
 BINS = 120  # points of a line over steps
-_PLAIN = re.compile(r"(step|epoch|step_in_epoch|loss|lr|loss/.*|seconds/.*)$")
+_PLAIN = re.compile(r"(step|epoch|step_in_epoch|loss|lr|(loss|seconds|gradient|monitor)/.*)$")
 _CONFLICT = re.compile(r"(^|[/_])(conflict|angle|cosine)", re.IGNORECASE)
 _PHASES = {
     "first_batch": "first batch",

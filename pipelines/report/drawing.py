@@ -42,14 +42,14 @@ def css(colour: int | str) -> str:
 def draw(figure: Figure, together: Sequence[Figure] = ()) -> Markup:
     """The SVG of a figure, on axes that fit all figures of `together`."""
     together = [f for f in together if f.key == figure.key] or [figure]
-    return {"lines": _lines, "stack": _bars, "group": _bars, "rows": _rows, "bubbles": _bubbles}[figure.kind](
-        figure, together
-    )
+    return {"lines": _lines, "stack": _bars, "group": _bars, "rows": _rows, "bubbles": _bubbles, "heat": _heat}[
+        figure.kind
+    ](figure, together)
 
 
 def legend(figure: Figure) -> list[tuple[str, Markup]]:
     """(name, picture) of each series and level line; none for charts whose rows or axes carry the names."""
-    if figure.kind in ("rows", "bubbles"):
+    if figure.kind in ("rows", "bubbles", "heat"):
         return []
     out = [(s.name, _key(figure, s)) for s in figure.series]
     drawn = {s.colour for s in figure.series}
@@ -260,3 +260,35 @@ def _bubbles(figure: Figure, together: Sequence[Figure]) -> Markup:
         text = el("text", f"{count / total:.0%}", css="mid", x=at["x"], y=at["y"] + 4) if radius > 13 else ""
         parts.append(el("g", el("title", said) + circle + escape(text), css="bubble"))
     return plane.picture(figure, [(plane.px(t), number(t)) for t in inside], inside, *parts)
+
+
+def _heat(figure: Figure, together: Sequence[Figure]) -> Markup:
+    """A square a pair, the stronger its colour the farther from 0; the numbers stand in them where they fit."""
+    n = max(len(figure.x), 1)
+    left, side = 110, min((WIDTH - 110 - RIGHT) / n, 52.0)
+    height = round(TOP + side * n + BOTTOM)
+    parts: list[Any] = []
+    for i, series in enumerate(figure.series):
+        y = TOP + side * i
+        parts.append(el("text", _short(series.name), css="tick end", x=left - 6, y=y + side / 2 + 4))
+        for j, (name, value) in enumerate(zip(figure.x, series.y, strict=True)):
+            box: dict[str, Any] = {"x": left + side * j, "y": y, "width": side, "height": side}
+            said = el("title", f"{series.name}, {name}: {number(value)}")
+            if value is None:
+                parts.append(el("rect", said, css="heat", fill_opacity=0.0, **box))
+                continue
+            sign = "low" if value < 0 else "high"
+            parts.append(el("rect", said, css=f"heat {sign}", fill_opacity=min(abs(float(value)), 1.0), **box))
+            if side > 30:
+                parts.append(
+                    el("text", f"{value:.2f}", css="heatnumber mid", x=left + side * (j + 0.5), y=y + side / 2 + 4)
+                )
+    for j, name in enumerate(figure.x):
+        place = f"translate({left + side * (j + 0.5):.1f} {TOP + side * n + 14}) rotate(0)"
+        parts.append(el("text", _short(str(name), max(int(side / 6), 3)), css="tick mid", transform=place))
+    named = {"role": "img", "aria_label": figure.title, "data_figure": figure.key}
+    return el("svg", Markup("").join(parts), css="chart", viewBox=f"0 0 {WIDTH} {height}", **named)
+
+
+def _short(name: str, length: int = 16) -> str:
+    return name if len(name) <= length else name[: length - 1] + "…"

@@ -36,13 +36,14 @@ class Figure:
     """A chart. Figures of one `key`, one a run, share their axes.
 
     `lines`: series over the numbers `x`. `stack`, `group`: bars over the categories `x`. `rows`: a histogram a series, one
-    below the other; `marks` are the means, in the series' order. `bubbles`: `cells` of (x, y, count).
+    below the other; `marks` are the means, in the series' order. `bubbles`: `cells` of (x, y, count). `heat`: a number in
+    [-1, 1] for each series and each name of `x`.
     `best` is an x with a line of its own, `flagged` {category: what is to be said of it}.
     """
 
     key: str
     title: str
-    kind: Literal["lines", "stack", "group", "rows", "bubbles"]
+    kind: Literal["lines", "stack", "group", "rows", "bubbles", "heat"]
     x_label: str
     y_label: str
     x: Sequence[Any] = ()
