@@ -30,7 +30,7 @@ demo: $(VENV)/.installed-$(TORCH)
 	$(BIN)/equipoise demo --out runs/demo
 
 test: $(VENV)/.installed-$(TORCH)
-	$(BIN)/python -m pytest -q -m "not slow" --durations=15
+	$(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadgroup --durations=15
 
 check: $(VENV)/.installed-$(TORCH)
 	EQUIPOISE_SEEDS=$(SEEDS) EQUIPOISE_KILLS=$(KILLS) $(BIN)/python -m pytest -q --durations=30 --timeout=1800

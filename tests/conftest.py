@@ -19,6 +19,22 @@ from equipoise.datasets.prepare import prepare  # noqa: E402
 torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(config, items):
+    """With two processes (`make test`): one Ray in one of them, one pool of gloo workers in one of them, a file in one."""
+    if not config.pluginmanager.hasplugin("xdist"):
+        return
+    files: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        files.setdefault(item.path, []).append(item)
+    for path, inside in files.items():
+        source = path.read_text()
+        uses = {fixture for item in inside for fixture in getattr(item, "fixturenames", ())}
+        ray = "ray_cluster" in uses or any(word in source for word in ("import ray", "equipoise.fit(", "import fit"))
+        group = "ray" if ray else "gloo" if "gloo" in uses else path.stem
+        for item in inside:
+            item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session")
 def gloo():
     pool = GlooPool()
