@@ -78,6 +78,8 @@ class BalGrad(Balancer):
             m: ctx.mean(ctx.task.losses(ctx.unimodal_logits(m), ctx.target), m) for m in ctx.modalities if ctx.counts[m]
         }
         kl = self._divergences(ctx)
+        for m in uni:
+            ctx.report(f"balgrad_loss_{m}", float(ctx.statistics[m]) / ctx.counts[m])
         if self.by_norm:
             return fused | uni | {f"kl/{m}": value for m, value in kl.items()}
         w = self._weights(ctx)

@@ -186,6 +186,8 @@ def test_a_whole_step_in_conflict():
         np.testing.assert_allclose(found[name], gradient, atol=2e-6, err_msg=name)
     said = result.statistics
     assert said["balgrad_weight_v"] == pytest.approx(0.363012, abs=1e-6)
+    assert said["balgrad_loss_v"] == pytest.approx(0.160224, abs=1e-6)
+    assert said["balgrad_loss_l"] == pytest.approx(0.281150, abs=1e-6)
     assert said["balgrad_product"] == pytest.approx(-0.01069816, abs=1e-8)
     assert said["balgrad_cosine"] == pytest.approx(-0.31465475, abs=1e-7)
     assert said["balgrad_conflict"] == 1
