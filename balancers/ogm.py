@@ -1,17 +1,16 @@
 """OGM: on-the-fly gradient modulation."""
 
-from collections.abc import Mapping
 from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from equipoise.balancers.balancer import Balancer
 from equipoise.balancers.context import StepContext
+from equipoise.balancers.modulation import Modulation
 
 
-class OGM(Balancer):
+class OGM(Modulation):
     """Slow down the modality that is ahead (Peng et al., "Balanced Multimodal Learning via On-the-fly Gradient
     Modulation", CVPR 2022, section 3.2).
 
@@ -29,7 +28,6 @@ class OGM(Balancer):
     """
 
     name = "ogm"
-    family = "gradient"
     accepts = ("split", "heads")
 
     class Options(BaseModel):
@@ -75,21 +73,3 @@ class OGM(Balancer):
             ctx.report(f"ogm_score_{m}", s[m])
             ctx.report(f"ogm_coefficient_{m}", k[m])
         return k
-
-    def modulate(self, gradients: Mapping[str, list[Tensor]], ctx: StepContext) -> None:
-        self._k = self.coefficients(ctx)
-        if self.options.apply == "gradient":
-            self._scale(gradients)
-
-    @property
-    def changes_update(self) -> bool:
-        return bool(self.options.apply == "update")
-
-    def after_step(self, update: Mapping[str, list[Tensor]], ctx: StepContext) -> None:
-        self._scale(update)
-
-    def _scale(self, tensors: Mapping[str, list[Tensor]]) -> None:
-        for m, k in self._k.items():
-            if k != 1.0:
-                for t in tensors[m]:
-                    t.mul_(k)

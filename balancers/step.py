@@ -17,6 +17,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim import Optimizer
 
 from equipoise.balancers import finite
+from equipoise.balancers.adaptive import warn_where_cancelled
 from equipoise.balancers.balancer import Balancer
 from equipoise.balancers.compiled import check_compile, compile_encoders
 from equipoise.balancers.context import StepContext, reduce_sums
@@ -114,6 +115,8 @@ class BalancedStep:
         self.group = (group or dist.group.WORLD) if self.world_size > 1 else None
         scaler = scaler or default_scaler(self.layout.parameters[0].device, autocast)
         self.scaling = Scaling(scaler, optimizer, self.layout.parameters) if scaler else None
+        if self.group is None or dist.get_rank(self.group) == 0:
+            warn_where_cancelled(balancer, optimizer)
         self._losses: dict[str, Tensor] = {}
         self._road: Apart | Together
         if balancer.separate:

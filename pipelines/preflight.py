@@ -9,13 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from equipoise import balancers, valuation
+from equipoise.balancers.adaptive import cancelled
 from equipoise.datasets.manifest import Manifest
 from equipoise.models.errors import EquipoiseError
 from equipoise.pipelines.assembly import assemble
 from equipoise.pipelines.config import Config, differing_keys, load_config
 from equipoise.pipelines.machine import SHM, disk, ray_folder, readable
+from equipoise.pipelines.optimizers import build_optimizer
 from equipoise.pipelines.ray_local import joins, look
 from equipoise.pipelines.seats import Resources, Seats, take_seats
 from equipoise.pipelines.trackers import check_tracker
@@ -97,7 +100,7 @@ def _folder_state(path: Path, config: Config) -> str:
 
 def concerns(config: Config, manifest: Manifest, resources: Resources, seats: Seats) -> list[Concern]:
     """What is estimated to be too small or ill used. Sizes are estimates: a run is never refused for them."""
-    found = []
+    found = [*optimizer_concerns(config)]
     row = sum(m.decoded_dtype.itemsize * int(np.prod(m.decoded_shape)) for m in manifest.modalities)
     rows = min(_CHUNKS_A_WINDOW * manifest.chunk_rows, manifest.splits["train"].rows)
     windows = 2 * row * rows * config.workers
@@ -130,6 +133,13 @@ def concerns(config: Config, manifest: Manifest, resources: Resources, seats: Se
             )
         )
     return [*found, *disk_concerns(Path(config.out)), *([] if resources.cluster else shm_concerns())]
+
+
+def optimizer_concerns(config: Config) -> list[Concern]:
+    """Said here too, once: what a worker of Ray warns of is not shown."""
+    balancer = balancers.get(config.balancer.name, **config.balancer.options)
+    told = cancelled(balancer, build_optimizer([torch.nn.Parameter(torch.zeros(1))], config.optimizer))
+    return [] if told is None else [Concern(f"{told[0]}.", f"{told[1][0].upper()}{told[1][1:]}.")]
 
 
 def disk_concerns(out: Path) -> list[Concern]:
