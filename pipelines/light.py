@@ -192,7 +192,7 @@ def value_columns(
             scores.append(sweep(model, batch, task, shortcut, observe).cpu().numpy())
         chunks.append(Values(columns["sample_id"][ids], np.concatenate(scores), columns["present"][ids]))
     for c, cell in matrix.items():
-        cell["loss"] /= max(cell["rows"], 1.0)
+        cell["loss"] = cell["loss"] / cell["rows"] if cell["rows"] else float("nan")
         if cell["rows"]:
             cell |= {name: float(value) for name, value in metrics[c].compute().items()}
     return chunks, matrix
