@@ -1,10 +1,13 @@
 """Fused and unimodal losses, summed: the control that every balancing method's gain must beat."""
 
+from typing import ClassVar
+
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from equipoise.balancers.balancer import Balancer
+from equipoise.balancers.balancer import Balancer, Family
 from equipoise.balancers.context import StepContext
+from equipoise.models.contract import Unimodal
 
 
 class Summed(Balancer):
@@ -15,10 +18,10 @@ class Summed(Balancer):
     """
 
     name = "summed"
-    family = "control"
+    family: ClassVar[Family] = "control"
     losses = "fused, one a modality"
     tasks = ("classification", "multilabel", "regression", "segmentation")
-    accepts = ("split", "heads")
+    accepts: ClassVar[tuple[Unimodal, ...]] = ("split", "heads")
 
     class Options(BaseModel):
         """`weight` of every unimodal loss beside the fused one, whose weight is 1."""

@@ -16,7 +16,7 @@ def relative(a, b):
     return (top / sum(float((b[n].astype(np.float64) ** 2).sum()) for n in b)) ** 0.5
 
 
-SKETCHED = ["agm", "mses", "separate_summed"]
+SKETCHED = ["separate_summed"]
 
 
 def run(gloo, world, name, *, options=None, how=None, dtype="float64", cut="even", micro=1, optimizer="sgd"):
@@ -107,14 +107,30 @@ def test_who_gets_no_gradient_where_one_worker_has_no_rows(gloo, name, how):
 
 
 @pytest.mark.parametrize("absence", ["drop", "input"])
-@pytest.mark.parametrize("name", ["joint", "modality_dropout", "gmd", "pcgrad"])
+@pytest.mark.parametrize("name", ["joint", "modality_dropout", "gmd", "pcgrad", "agm"])
 def test_early_fusion(gloo, name, absence):
     check(gloo, name, how={"early": True, "absence": absence, "unimodal": "coalition"}, cut="empty", optimizer="adamw")
 
 
-@pytest.mark.parametrize("options", [{"apply": "update"}, {"ends": 2}])
-def test_ogm_options(gloo, options):
-    check(gloo, "ogm", options=options, how={"unimodal": "heads"}, cut="uneven", optimizer="adamw")
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("ogm", {"apply": "update"}),
+        ("ogm", {"ends": 2}),
+        ("agm", {"apply": "update", "alpha": 2.0}),
+        ("mslr", {"memory": 1, "initial": {"a": 0.5}}),
+        ("mses", {"patience": 1}),
+        ("mses", {"patience": 1, "apply": "gradient"}),
+    ],
+    ids=str,
+)
+def test_options_of_what_scales(gloo, name, options):
+    check(gloo, name, options=options, how={"unimodal": "heads"}, cut="uneven", optimizer="adamw")
+
+
+@pytest.mark.parametrize(("fusion", "absence"), [("gated", "token"), ("attention", "drop"), ("average", "drop")])
+def test_agm_with_every_kind_of_fusion(gloo, fusion, absence):
+    check(gloo, "agm", how={"fusion": fusion, "absence": absence, "unimodal": "heads"}, cut="empty", optimizer="adamw")
 
 
 @pytest.mark.parametrize(
