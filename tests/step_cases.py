@@ -1,5 +1,7 @@
 """What a gloo process runs for the balanced step's tests."""
 
+import warnings
+
 import torch
 from world_cases import CLASSES, CUTS, build_model, global_batch, take
 
@@ -83,3 +85,13 @@ def compiled(rank, world, group, name):
     for t in range(3):
         step(take(global_batch(t, torch.float32), slice(edges[rank], edges[rank + 1])))
     return torch.cat([p.detach().flatten() for p in model.parameters()]).tolist()
+
+
+def warned(rank, world, group):
+    """What the step warns of while it is made."""
+    model = build_model(torch.float64)
+    optimizer = torch.optim.AdamW(model.parameters())
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        balancers.BalancedStep(model, Classification(CLASSES), balancers.get("ogm"), optimizer, group=group)
+    return [str(warning.message) for warning in told]

@@ -580,6 +580,13 @@ def test_a_method_that_scales_gradients_warns_of_adam(name):
         make_step(name, optimizer=lambda p: sgd(p, momentum=0.9), apply="gradient", how=how)
 
 
+def test_one_worker_warns_for_all(gloo):
+    first, *others = gloo.run("step_cases", "warned", 2)
+    assert len(first) == 1
+    assert "Balancer 'ogm' scales gradients" in first[0]
+    assert others == [[]]
+
+
 def test_methods_without_a_choice_do_not_warn():
     assert {"agm", "mses", "mslr", "ogm", "ogm_ge"} <= set(APPLY)
     with warnings.catch_warnings():

@@ -211,6 +211,14 @@ def test_estimates_are_looked_at(asked, data):
     assert "Two decoded windows of data for each of workers=1 are 400 KiB" in said(here(object_store=409_599))
     assert said(here(object_store=409_600, memory=1 << 40)) == ""
     assert said(here()) == "", "nothing is said of sizes that are not known"
+    # The default optimiser is AdamW; what a worker of Ray warns of is not shown.
+    assert said(here(), "balancer=ogm") == (
+        "Balancer 'ogm' scales gradients (apply='gradient'), and AdamW divides a factor that changes slowly out of them again, "
+        "so that little is left of the method. Use apply='update' (balancer.options.apply=update), which scales what the "
+        "optimiser did, or an optimiser such as SGD."
+    )
+    assert said(here(), "balancer=ogm", "balancer.options.apply=update") == ""
+    assert said(here(), "balancer=ogm", "optimizer.name=sgd") == ""
     # A worker, an actor and two data tasks of 400 MiB, and the windows: 1,638,400 KiB + 400 KiB.
     assert "take about 1.6 GiB of memory" in said(here(memory=1600 << 20))
     assert said(here(memory=1601 << 20)) == ""

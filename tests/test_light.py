@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from equipoise import valuation
+from equipoise.balancers import BalancedStep
 from equipoise.datasets.prepare import prepare
 from equipoise.datasets.reading import Reader
 from equipoise.pipelines.assembly import assemble
@@ -45,3 +46,42 @@ def test_seen_counts_the_copies_of_the_plan(data):
     seen = train_light(config(data, max_epochs=2, resampler=resampler)).seen
     assert (seen[:, :2] == wanted).all()
     assert (seen[:, 2] >= 2).all()
+
+
+def test_a_loss_of_no_rows_is_no_number(data):
+    reader = Reader(data)
+    columns = reader.read("validation", np.arange(50))
+    columns["present"] = np.tile([False, True], (50, 1))
+    made = config(data, max_epochs=1)
+    _, matrix = value_columns(assemble(made, reader.manifest), columns, reader.manifest.build_task())
+    assert np.isnan(matrix[1]["loss"])
+    assert matrix[2]["rows"] == 50
+    assert matrix[2]["loss"] > 0
+
+
+@pytest.mark.parametrize(("name", "reported"), [("mslr", "mslr_coefficient"), ("mses", "mses_coefficient")])
+def test_a_method_that_follows_validation_gets_it(data, name, reported, monkeypatch):
+    # Two epochs to compare with: the third is trained by what validation of each half said.
+    options = {"mslr": {"memory": 1}, "mses": {"patience": 1, "weight": 0.0}}[name]
+    seen = []
+    call = BalancedStep.__call__
+
+    def watched(step, batch):
+        result = call(step, batch)
+        seen.append((step.epoch, tuple(result.statistics[f"{reported}_{m}"] for m in step.model.modalities)))
+        return result
+
+    monkeypatch.setattr(BalancedStep, "__call__", watched)
+    # At the low rate nothing moves, and no loss gets lower.
+    rate = {"mslr": 1e-3, "mses": 1e-12}[name]
+    train_light(config(data, max_epochs=3, optimizer={"lr": rate}, balancer={"name": name, "options": options}))
+    found = [{factors for epoch, factors in seen if epoch == e} for e in range(3)]
+    assert found[0] == found[1] == {(1.0, 1.0)}
+    [[left, right]] = found[2]  # the same in every step of the epoch
+    assert (left, right) == (0.0, 0.0) if name == "mses" else 1.0 not in (left, right)
+
+
+def test_a_run_that_scales_gradients_under_adam_says_so_once(data):
+    with pytest.warns(UserWarning, match="Balancer 'ogm' scales gradients") as told:
+        train_light(config(data, max_steps=3, balancer="ogm"))
+    assert len([w for w in told if "scales gradients" in str(w.message)]) == 1
