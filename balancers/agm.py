@@ -10,14 +10,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from equipoise.balancers.context import StepContext
-from equipoise.balancers.scaling import Scaling
+from equipoise.balancers.modulation import Modulation
 
 #: The largest loss of a row, that of a probability of 1e-8, and the largest exponent: as in the authors' code.
 LARGEST_LOSS = -log(1e-8)
 LARGEST_EXPONENT = 10.0
 
 
-class AGM(Scaling):
+class AGM(Modulation):
     """Split the logits among the modalities as Shapley values, and slow the part that is further ahead than it was on
     average (Li et al., "Boosting Multi-modal Model Performance with Adaptive Gradient Modulation", ICCV 2023, section 3).
 

@@ -8,13 +8,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from equipoise.balancers.balancer import Family
 from equipoise.balancers.context import StepContext
-from equipoise.balancers.scaling import Scaling
+from equipoise.balancers.modulation import Modulation
 from equipoise.balancers.summed import Summed
 from equipoise.models.contract import MultimodalModel, Unimodal
 from equipoise.models.task import Task
 
 
-class MSES(Scaling, Summed):
+class MSES(Modulation, Summed):
     """Modality-specific early stopping (Fujimori, Endo, Kawai, Mochizuki, "Modality-Specific Learning Rate Control for
     Multimodal Classification", ACPR 2019).
 

@@ -8,13 +8,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from equipoise.balancers.context import StepContext
-from equipoise.balancers.scaling import Scaling
+from equipoise.balancers.modulation import Modulation
 from equipoise.models.contract import MultimodalModel
 from equipoise.models.errors import unknown
 from equipoise.models.task import Task
 
 
-class MSLR(Scaling):
+class MSLR(Modulation):
     """Modality-specific learning rates (Yao and Mihalcea, "Modality-specific Learning Rates for Effective Multimodal
     Additive Late-fusion", Findings of ACL 2022; the rule is the one that AGM's authors compare with, see the card).
 
