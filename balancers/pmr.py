@@ -37,7 +37,7 @@ class PMR(Balancer):
         model_config = ConfigDict(frozen=True, extra="forbid")
         alpha: float = Field(1.0, ge=0, description="weight of the prototype loss")
         momentum: float = Field(0.9, ge=0, lt=1, description="how much of a prototype stays in a step")
-        entropy: float = Field(0.1, ge=0, description="weight of the entropy of the modality that leads")
+        entropy: float = Field(0.01, ge=0, description="weight of the entropy of the modality that leads")
         entropy_epochs: int = Field(1, ge=0, description="how many epochs the entropy counts")
 
     def __init__(self, **options: Any) -> None:
@@ -103,7 +103,7 @@ class PMR(Balancer):
                 pull = F.nll_loss(log_p, ctx.target, reduction="none")
                 found[f"prototype/{m}"] = self.options.alpha * min(r - 1, 1.0) * ctx.mean(pull, rows)
             elif r < 1 and self.options.entropy and ctx.epoch < self.options.entropy_epochs:
-                h = torch.special.entr(log_p.exp()).sum(dim=1)
+                h = entropy(log_p)
                 found[f"entropy/{m}"] = -self.options.entropy * min(1 / max(r, 1e-12) - 1, 1.0) * ctx.mean(h, rows)
         return found
 
@@ -129,3 +129,10 @@ class PMR(Balancer):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._prototypes, self._seen = dict(state["prototypes"]), dict(state["seen"])
+
+
+def entropy(log_p: Tensor) -> Tensor:
+    """-sum_k p_k log p_k, [B], from log p [B, K]. A class of probability zero adds nothing, to the gradient either: the
+    derivative of p log p by p has no bound there, that by log p is p (1 + log p).
+    """
+    return -(log_p.exp() * log_p.clamp(min=torch.finfo(log_p.dtype).min)).sum(dim=1)

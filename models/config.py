@@ -47,7 +47,7 @@ class ModelConfig(BaseModel):
     dim: int = Field(
         64, ge=1, description="width inside gated, film, attention, of the early network, of a shared trunk"
     )
-    scale: float = Field(15.0, gt=0, description="of the cosines of fusion=cosine")
+    scale: float = Field(10.0, gt=0, description="of the cosines of fusion=cosine")
     depth: int = Field(2, ge=1, description="layers of the early network, of a shared trunk of vectors")
     heads: int = Field(4, ge=1, description="attention heads of the early transformer")
     tokens: int = Field(4, ge=1, description="tokens of a modality that is not text, early transformer only")

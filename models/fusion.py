@@ -79,7 +79,7 @@ class Cosine(Concat):
     feature nor that of its weights lets a modality lead. A feature of zeros adds nothing.
     """
 
-    def __init__(self, sizes: Mapping[str, int], num_outputs: int, dim: int = 64, scale: float = 15.0) -> None:
+    def __init__(self, sizes: Mapping[str, int], num_outputs: int, dim: int = 64, scale: float = 10.0) -> None:
         Fusion.__init__(self, sizes, num_outputs, dim)
         self.head = nn.Linear(sum(sizes.values()), num_outputs, bias=False)
         self.scale = scale

@@ -44,7 +44,7 @@ class LateFusion(MultimodalModel):
         unimodal: Unimodal | Literal["auto"] = "auto",
         absent_values: Mapping[str, Tensor] | None = None,
         dim: int = 64,
-        scale: float = 15.0,
+        scale: float = 10.0,
     ) -> None:
         super().__init__()
         self.modalities = check_names(encoders)

@@ -1,5 +1,7 @@
 """CML, MMCosine and PMR against numpy versions, and what each of them is said to do, on digits."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,10 @@ from world_cases import CLASSES, build_model, global_batch
 
 from equipoise import balancers
 from equipoise.balancers.cml import confidence
+from equipoise.balancers.pmr import entropy
+from equipoise.datasets.reading import Reader
 from equipoise.models import MLP, Classification, EarlyFusion, EquipoiseError, LateFusion, Patches
+from equipoise.models.batch import to_batch
 from equipoise.pipelines.config import load_config
 from equipoise.pipelines.light import train_light
 
@@ -90,7 +95,7 @@ def test_mmcosine_descends_the_loss_of_cosines(rows):
     arrays = base.arrays(rows)
 
     def loss(q):
-        return base.cross_entropy(oracle.cosine_logits(q, arrays, 15.0), arrays["target"]).mean()
+        return base.cross_entropy(oracle.cosine_logits(q, arrays, 10.0), arrays["target"]).mean()
 
     assert result.loss == pytest.approx(loss(p), abs=1e-12)
     assert_close(found, base.gradient(loss, p))
@@ -106,7 +111,7 @@ def test_sizes_of_features_and_weights_mean_nothing_to_it():
             layer.bias.mul_(7)
         model.fusion.head.weight[:, :5].mul_(0.2)
     torch.testing.assert_close(model(data["inputs"], data["present"]).logits, before, rtol=1e-12, atol=1e-12)
-    assert before.abs().max() <= 15 * 3
+    assert before.abs().max() <= 10 * 3
 
 
 def test_a_feature_of_zeros_is_no_nan():
@@ -176,6 +181,41 @@ def test_pmr_follows_prototypes_of_the_global_batches(epoch):
     assert terms == ({"fused", "prototype", "entropy"} if epoch == 0 else {"fused", "prototype"})
 
 
+def test_a_class_that_no_batch_has_had_yet_breaks_no_gradient():
+    # p log p of a class without a prototype is 0, and so is its part of the gradient: it has none by p.
+    z = torch.tensor([[0.3, -1.0, 2.0], [0.0, 0.5, -200.0]], dtype=torch.float32)
+    alone = z.clone().requires_grad_()
+    entropy(alone.log_softmax(dim=1)).sum().backward()
+    beside = torch.cat([z, torch.full((2, 1), -torch.inf)], dim=1).requires_grad_()
+    entropy(beside.log_softmax(dim=1)).sum().backward()
+    torch.testing.assert_close(beside.grad[:, :3], alone.grad)
+    assert bool((beside.grad[:, 3] == 0).all())
+    assert entropy(torch.full((1, 4), 0.25).log()).item() == pytest.approx(np.log(4))
+
+    first = global_batch(0, torch.float64)
+    first["target"] = first["target"] % 3
+    _, _, _, step = stepped("pmr", first)
+    found, _, result = moved(step, global_batch(1, torch.float64))
+    assert any(name.startswith("entropy/") for name in result.losses)
+    assert all(np.isfinite(g).all() for g in found.values())
+    assert step.balancer._seen["a"].sum() > 3
+
+
+def test_pmr_s_weights_are_the_paper_s():
+    # Equation 11: nothing for the modality that is ahead, rho - 1 for the other, at most 1.
+    balancer = balancers.get("pmr")
+    for right, expected in [({"a": 0.6, "b": 0.4}, 0.5), ({"a": 0.9, "b": 0.1}, 1.0), ({"a": 0.5, "b": 0.5}, 0.0)]:
+        ctx = SimpleNamespace(
+            modalities=("a", "b"),
+            statistics={f"score/{m}": torch.tensor(4 * s) for m, s in right.items()},
+            counts={f"prototype/{m}": 4.0 for m in right},
+        )
+        ratio = balancer.ratios(ctx)
+        assert min(max(ratio["b"] - 1, 0), 1) == pytest.approx(expected, abs=1e-6)
+        assert max(ratio["a"] - 1, 0) == 0
+        assert 1 / ratio["a"] == pytest.approx(ratio["b"]), "and the entropy of the leader has the same weight"
+
+
 def test_early_fusion_has_no_features_for_prototypes():
     model = EarlyFusion({"a": Patches((4,), 2, 8)}, 2, dim=8, depth=1, heads=2)
     with pytest.raises(EquipoiseError, match=r"'pmr' needs a feature of each modality, .* use late fusion"):
@@ -185,48 +225,39 @@ def test_early_fusion_has_no_features_for_prototypes():
 # On digits.
 
 
-@pytest.fixture(scope="module")
-def runs(data):
-    found = {}
-    kinds = {
-        "joint": "joint",
-        "cml": "cml",
-        "pmr": "pmr",
-        "pmr 0": {"name": "pmr", "options": {"alpha": 0, "entropy": 0}},
-    }
-    for name, balancer in kinds.items():
-        config = {"data": data, "out": "unused", "balancer": balancer, "max_steps": 120, "batch_size": 100}
-        found[name] = train_light(load_config({**config, "optimizer": {"lr": 0.01}}))
-    return found
+def trained(data, balancer, seed=0):
+    config = {"data": data, "out": "unused", "balancer": balancer, "max_steps": 120, "batch_size": 100, "seed": seed}
+    return train_light(load_config({**config, "optimizer": {"lr": 0.01}}))
 
 
-def test_under_cml_confidence_rises_less_where_a_modality_is_taken_away(runs, data):
-    from equipoise.datasets.reading import Reader
-    from equipoise.models.batch import to_batch
-
+def test_under_cml_confidence_rises_less_often_where_a_modality_is_taken_away(data):
     reader = Reader(data)
     columns = reader.read("test", np.arange(reader.manifest.splits["test"].rows))
     columns["copy"] = np.zeros(len(columns["sample_id"]), np.int16)
     batch = to_batch(columns, reader.manifest.names, torch.device("cpu"))
-    rises = {}
-    for name in ("joint", "cml"):
-        model = runs[name].model
-        with torch.no_grad():
-            full = confidence(model(batch["inputs"], batch["present"]).logits)
-            rises[name] = 0.0
-            for i in range(2):
-                present = batch["present"].clone()
-                present[:, i] = False
-                rise = confidence(model(batch["inputs"], present).logits) - full
-                rises[name] += rise.clamp(min=0).mean().item()
-    assert rises["cml"] < 0.7 * rises["joint"], rises
+    for seed in (0, 1):
+        often, far = {}, {}
+        for name in ("joint", "cml"):
+            model = trained(data, name, seed).model
+            with torch.no_grad():
+                full = confidence(model(batch["inputs"], batch["present"]).logits)
+                rises = []
+                for i in range(2):
+                    present = batch["present"].clone()
+                    present[:, i] = False
+                    rises.append(confidence(model(batch["inputs"], present).logits) - full)
+            rise = torch.cat(rises)
+            often[name], far[name] = (rise > 0).double().mean().item(), rise.clamp(min=0).mean().item()
+        # The paper's violation ranking rate, and how far the violations go.
+        assert often["cml"] < 0.8 * often["joint"], (seed, often)
+        assert far["cml"] < 0.7 * far["joint"], (seed, far)
 
 
-def test_pmr_brings_the_modality_that_lags_nearer_to_the_other(runs):
+def test_pmr_brings_the_modality_that_lags_nearer_to_the_other(data):
     # How far the prototypes of the leader are ahead, at the end: with the loss, and watched alone.
-    ahead = {
-        name: np.mean([max(s["pmr_ratio_left"], s["pmr_ratio_right"]) for s in runs[name].steps[-30:]])
-        for name in ("pmr", "pmr 0")
-    }
-    assert ahead["pmr 0"] > 1.25
-    assert ahead["pmr"] - 1 < 0.6 * (ahead["pmr 0"] - 1), ahead
+    ahead = {}
+    for name, options in [("loss", {}), ("watched", {"alpha": 0, "entropy": 0})]:
+        steps = trained(data, {"name": "pmr", "options": options}).steps[-30:]
+        ahead[name] = np.mean([max(s["pmr_ratio_left"], s["pmr_ratio_right"]) for s in steps])
+    assert ahead["watched"] > 1.25
+    assert ahead["loss"] - 1 < 0.6 * (ahead["watched"] - 1), ahead
