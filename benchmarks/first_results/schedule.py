@@ -21,6 +21,7 @@ from equipoise.models.errors import EquipoiseError
 from equipoise.pipelines.files import read_json, write_json
 
 Say = Callable[[str], None]
+Train = Callable[[Job, str], dict[str, Any]]
 #: {method: {seed: record}}
 Found = dict[str, dict[int, dict[str, Any]]]
 #: How long each call of the command has taken so far, beside the records.
@@ -28,10 +29,13 @@ CALLS = "calls.json"
 
 
 class Schedule:
-    """The runs of some studies, their records under `runs`, their data under `data`; `session` names this call."""
+    """The runs of some studies, their records under `runs`, their data under `data`; `session` names this call.
 
-    def __init__(self, data: Path, runs: Path, seeds: int, jobs: int, say: Say = print) -> None:
-        self.data, self.runs, self.wanted, self.jobs, self.say = data, runs, seeds, jobs, say
+    `train` makes the record of a job, where need be in a process of its own.
+    """
+
+    def __init__(self, data: Path, runs: Path, seeds: int, jobs: int, say: Say = print, train: Train = run) -> None:
+        self.data, self.runs, self.wanted, self.jobs, self.say, self.train = data, runs, seeds, jobs, say, train
         self.session = f"{time.time():.0f}"
         self._began = time.perf_counter()
 
@@ -61,21 +65,21 @@ class Schedule:
 
     def run(self, studies: Sequence[Study]) -> dict[str, tuple[Found, Found]]:
         """{study: (its tries, its runs)}: first the tries of joint, then every method, then the checks."""
-        tries = self._ensure([job for study in studies for job in self._tries(study)])
+        tries = self.ensure([job for study in studies for job in self._tries(study)])
         choices = {study.name: study.tries[best(tries[study.name])] for study in studies}
 
         def job(study: Study, method: str, seed: int, steps: int | None = None) -> Job:
             config = study.config(method, seed, choices[study.name], str(self.folder(study, seed)), steps)
             return Job.of(study.name, method, seed, config, self.runs)
 
-        runs = self._ensure([job(s, m, seed) for s in studies for seed in s.seeds(self.wanted) for m in METHODS])
+        runs = self.ensure([job(s, m, seed) for s in studies for seed in s.seeds(self.wanted) for m in METHODS])
         checks = []
         for study in studies:
             for seed in study.seeds(self.wanted):
                 short = max(1, round(runs[study.name]["sample"][seed]["whole"] / BATCH))
                 for check in study.checks(choices[study.name]):
                     checks.append(job(study, check, seed, short if check == "fewer_rows" else None))
-        checked = self._ensure(checks)
+        checked = self.ensure(checks)
         return {s.name: (tries[s.name], {**runs[s.name], **checked[s.name]}) for s in studies}
 
     def seconds(self, used: Iterable[Mapping[str, Any]]) -> dict[str, float]:
@@ -95,7 +99,7 @@ class Schedule:
             for i, choice in enumerate(study.tries)
         ]
 
-    def _ensure(self, jobs: Sequence[Job]) -> dict[str, Found]:
+    def ensure(self, jobs: Sequence[Job]) -> dict[str, Found]:
         """The records of all jobs, made where they are not there."""
         missing = [job for job in jobs if job.record() is None]
         for done, job in enumerate(self._made(missing), start=1):
@@ -112,12 +116,12 @@ class Schedule:
         """Make the records of these jobs, and yield each job when it is done."""
         if self.jobs == 1 or not missing:
             for job in missing:
-                run(job, self.session)
+                self.train(job, self.session)
                 yield job
             return
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(self.jobs, context, _end_with_parent) as pool:
-            waiting = {pool.submit(run, job, self.session): job for job in missing}
+            waiting = {pool.submit(self.train, job, self.session): job for job in missing}
             try:
                 for future in as_completed(waiting):
                     try:

@@ -78,6 +78,12 @@ class Study:
     def config(self, method: str, seed: int, choice: Mapping[str, Any], data: str, steps: int | None = None) -> Config:
         """The configuration of a method or a check, with the settings `choice` and, where not the study's, another budget."""
         method, differs = CHECKS.get(method, (method, {}))
+        return self.configured(METHODS[method], seed, {**choice, **differs}, data, steps)
+
+    def configured(
+        self, differs: Mapping[str, Any], seed: int, settings: Mapping[str, Any], data: str, steps: int | None = None
+    ) -> Config:
+        """The configuration of what `differs` from joint training, with the overrides `settings`."""
         base = {
             "data": data,
             "out": "unused",
@@ -86,7 +92,7 @@ class Study:
             "max_steps": steps or self.steps,
             "schedule": {"kind": "cosine", "warmup": 0.05},
         }
-        return load_config({**base, **METHODS[method]}, {**self.fixed, **choice, **differs})
+        return load_config({**base, **differs}, {**self.fixed, **settings})
 
     def checks(self, choice: Mapping[str, Any]) -> list[str]:
         """The checks that say something new at the settings `choice`; `fewer_rows` is the first."""

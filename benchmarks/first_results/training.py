@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from functools import cache
 from hashlib import sha256
@@ -68,12 +69,22 @@ class Job:
     test: bool = True
 
     @classmethod
-    def of(cls, study: str, method: str, seed: int, config: Config, folder: Path, test: bool = True) -> Job:
+    def of(
+        cls,
+        study: str,
+        method: str,
+        seed: int,
+        config: Config,
+        folder: Path,
+        test: bool = True,
+        code: str | None = None,
+    ) -> Job:
+        """`code`: the hash of all code that the result depends on; by default that of `CODE`."""
         whole = config.model_dump(mode="json")
         identity = {
             "config": {key: value for key, value in whole.items() if key not in UNUSED},
             "data": Reader(config.data).manifest.hash,
-            "code": code_hash(),
+            "code": code or code_hash(),
             "torch": torch.__version__,
         }
         return cls(study, method, seed, whole, identity, str(folder / study / f"{method}-{seed}.json"), test)
@@ -89,14 +100,27 @@ class Job:
 
 @cache
 def code_hash() -> str:
-    """Of the code's syntax trees: comments and layout do not matter."""
+    return hash_of(path for pattern in CODE for path in ROOT.glob(pattern))
+
+
+def hash_of(files: Iterable[Path], root: Path = ROOT) -> str:
+    """Of the files' syntax trees: comments and layout do not matter."""
     hashed = sha256()
-    for path in sorted({path for pattern in CODE for path in ROOT.glob(pattern)}):
-        hashed.update(f"{path.relative_to(ROOT)}\n{ast.unparse(ast.parse(path.read_text()))}\n".encode())
+    for path in sorted(set(files)):
+        hashed.update(f"{path.relative_to(root)}\n{_syntax(path)}\n".encode())
     return hashed.hexdigest()
 
 
-def run(job: Job, session: str) -> dict[str, Any]:
+@cache
+def _syntax(path: Path) -> str:
+    return ast.unparse(ast.parse(path.read_text()))
+
+
+#: What else a record is to keep of a training with a test split.
+Also = Callable[[LightRun, Config], dict[str, Any]]
+
+
+def run(job: Job, session: str, also: Also | None = None) -> dict[str, Any]:
     """Train, and write the record whole or not at all."""
     torch.set_num_threads(1)
     wall, cpu = time.perf_counter(), time.process_time()
@@ -105,6 +129,8 @@ def run(job: Job, session: str) -> dict[str, Any]:
     seconds = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
     about = {"study": job.study, "method": job.method, "seed": job.seed, "session": session, "seconds": seconds}
     record = {"identity": job.identity, **about, **found(light, Reader(config.data), job.test)}
+    if also is not None and job.test:
+        record |= also(light, config)
     write_json(Path(job.path), record)
     return record
 
