@@ -149,7 +149,8 @@ def _page(watched: dict[str, Any], curves: dict[str, Any], seeds: int, seconds: 
                 f"| {name} | {m} | {np.mean(rates[m]):.3f} ({np.std(rates[m], ddof=1):.3f}) | {np.mean(late):.3f} | "
                 f"{np.mean(angles[m]):.1f} | {beside} |"
             )
-    losses = []
+    losses, said = [], []
+    words = {"higher": "wider", "lower": "narrower"}
     for name, runs in curves.items():
         gaps: dict[str, list[float]] = {}
         for kind, found in runs.items():
@@ -158,6 +159,8 @@ def _page(watched: dict[str, Any], curves: dict[str, Any], seeds: int, seconds: 
             gaps[kind] = [float(g) for g in (table.max(axis=1) - table.min(axis=1)).mean(axis=1)]
             means = ", ".join(f"{m} {v:.3f}" for m, v in zip(modalities, table.mean(axis=(0, 2)), strict=True))
             losses.append(f"| {name} | {kind} | {means} | {np.mean(gaps[kind]):.3f} | |")
+        verdict = paired(gaps["reweighted"], gaps["equal weights"]).verdict
+        said.append(f"{words.get(verdict, verdict)} on {name}")
         losses[-2] = losses[-2].removesuffix("| |") + f"| {_difference(gaps['reweighted'], gaps['equal weights'])} |"
     return f"""# Conflicts along training
 
@@ -180,7 +183,9 @@ deviation over {seeds} seeds; differences are paired by seed, with Student's 95 
 ## BalGrad's reweighting
 
 Late fusion with own heads. Mean unimodal training loss over all steps, and the mean gap between the largest and the
-smallest of a step; the last column is the difference of the gaps, paired by seed.
+smallest of a step; the last column is the difference of the gaps, paired by seed. With reweighting the gap is
+{", ".join(said)}. (A weight of L_m / sum pulls the leader less to the others than equal weights do, and the laggard
+more.)
 
 | data set | KL losses | mean unimodal loss | mean gap | reweighted − equal weights |
 |---|---|---|---|---|

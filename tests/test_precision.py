@@ -1,6 +1,5 @@
 """Half precision: the step in float16 and bfloat16, the loss scale, and what happens where it is too large."""
 
-
 from itertools import pairwise
 
 import pytest
