@@ -268,6 +268,11 @@ def test_every_balancer_has_a_card_with_its_options(name):
     assert first_columns(tables(card).get("Options", [[]])) == option_rows(REGISTRY[name].Options)
 
 
+@pytest.mark.parametrize("name", balancers.names())
+def test_every_card_is_found_from_the_overview(name):
+    assert f"[{name}]({name}.md)" in text("docs/methods/README.md")
+
+
 def test_every_card_is_of_a_balancer():
     assert sorted(card.stem for card in CARDS.glob("*.md") if card.stem != "README") == balancers.names()
 
