@@ -104,7 +104,10 @@ class StepContext:
                 elif self.outputs.features is None:
                     raise EquipoiseError(f"{type(self.model).__name__} says late_fusion=True but returns no features.")
                 else:
-                    logits = self.model.fuse(self.outputs.features, present)
+                    # What is left out everywhere gets no gradient: without the zeros, its encoder need not be gone back through.
+                    features = self.outputs.features
+                    left = {m: features[m].detach() for m in self.modalities if m not in members}
+                    logits = self.model.fuse({**features, **left}, present)
             self._fused[key] = self.full(logits)
         return self._fused[key]
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 #: Columns that are turned to float64 at a time: inner products cost no second copy of all gradients.
-CHUNK = 1 << 18
+CHUNK = 1 << 16
 
 
 @dataclass(frozen=True)

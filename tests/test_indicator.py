@@ -149,8 +149,10 @@ def test_the_monitor_sees_the_gradients_of_every_set():
     conflicts = 0
     for i, a in enumerate(sets):
         for b in sets[i + 1 :]:
-            # With absence="feature" an absent modality's encoder is reached, by zeros: the norms are over everything.
-            cosine = sum((found[a][n] * found[b][n]).sum() for n in p) / norms[a] / norms[b]
+            left = {m for m in data["inputs"] if m not in a.split("+") or m not in b.split("+")}
+            both = [n for n in p if not left & set(n.split("."))]
+            lengths = [math.sqrt(sum((found[s][n] ** 2).sum() for n in both)) for s in (a, b)]
+            cosine = sum((found[a][n] * found[b][n]).sum() for n in both) / math.prod(lengths)
             assert seen[f"monitor/cosine/{a}/{b}"] == pytest.approx(cosine, abs=1e-6)
             conflicts += cosine < 0
     assert seen["monitor/conflicts"] == pytest.approx(conflicts / 21)
