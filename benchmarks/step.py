@@ -34,7 +34,7 @@ from benchmarks.step_cost import Live, counted
 from benchmarks.sweep import CLOCKS, Clock, machine
 from equipoise import EquipoiseError, balancers
 from equipoise.balancers import BalancedStep, Balancer
-from equipoise.models import CNN2d, MLP, Batch, Classification, LateFusion
+from equipoise.models import MLP, Batch, Classification, CNN2d, LateFusion
 
 TASK = Classification(10)
 PAGE = Path(__file__).parents[1] / "docs" / "step.md"
@@ -68,7 +68,7 @@ class Case:
 
 
 SMALL = Case("small", (16,), 64, lambda: MLP(16, (64,), 64))
-LARGE = Case("encoder-heavy", (3, 32, 32), 64, lambda: CNN2d(3, hidden=16, depth=3))
+LARGE = Case("encoder-heavy", (3, 64, 64), 64, lambda: CNN2d(3, hidden=16, depth=3))
 #: For live memory: many parameters, few activations.
 WIDE = Case("wide", (64,), 8, lambda: MLP(64, (1200, 1200), 64))
 
