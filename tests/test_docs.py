@@ -24,7 +24,7 @@ from pydantic import BaseModel
 
 import equipoise
 from equipoise import EquipoiseError, Run, balancers, valuation
-from equipoise.balancers.balancer import REGISTRY
+from equipoise.balancers.balancer import PLANNED, REGISTRY, Family
 from equipoise.cli import app
 from equipoise.datasets import sources
 from equipoise.datasets.data_yaml import DataConfig
@@ -268,9 +268,17 @@ def test_every_balancer_has_a_card_with_its_options(name):
     assert first_columns(tables(card).get("Options", [[]])) == option_rows(REGISTRY[name].Options)
 
 
-@pytest.mark.parametrize("name", balancers.names())
-def test_every_card_is_found_from_the_overview(name):
-    assert f"[{name}]({name}.md)" in text("docs/methods/README.md")
+def test_every_balancer_is_on_the_page_of_methods_with_its_family_and_passes():
+    page = tables("docs/methods/README.md")
+    assert set(page) == {family.capitalize() for family in get_args(Family)}
+    shown = {row[0]: (title.lower(), row[2]) for title, rows in page.items() for row in rows[1:]}
+    made = {name: balancers.get(name) for name in balancers.names()}
+    assert shown == {
+        f"[{name}]({name}.md)": (b.family, ", ".join(str(b.backward_passes(m)) for m in (2, 3)))
+        for name, b in made.items()
+    }
+    for name in PLANNED:
+        assert f"\n- `{name}` (" in text("docs/methods/README.md")
 
 
 def test_every_card_is_of_a_balancer():
