@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.text import Text
 
@@ -186,13 +187,18 @@ def list_(
         rows = []
         for name in balancers.names():
             b = balancers.get(name)
-            tasks = "all" if set(b.tasks) == set(KINDS) else ", ".join(b.tasks)
+            tasks = "all" if set(b.tasks) == set(KINDS) else "\n".join(b.tasks)
             passes = ", ".join(str(b.backward_passes(m)) for m in (2, 3))
             most = "any" if b.max_modalities is None else f"up to {b.max_modalities}"
-            accepts = "any" if set(b.accepts) == set(get_args(Unimodal)) else ", ".join(b.accepts)
+            accepts = "any" if set(b.accepts) == set(get_args(Unimodal)) else "\n".join(b.accepts)
             rows.append([name, b.family, b.losses, passes, tasks, most, accepts, ", ".join(b.fusions or ["any"])])
         columns = ["name", "family", "objectives", "passes", "tasks", "modalities", "accepts", "fusion"]
-        console.print(table("Balancers", columns, rows))
+        shown = table("Balancers", columns, rows)
+        # So that no word is broken in a terminal of 100 columns.
+        shown.box, shown.pad_edge, shown.collapse_padding = box.SIMPLE_HEAD, False, True
+        for i, column in enumerate(shown.columns):
+            column.min_width = max(len(word) for row in [columns, *rows] for word in row[i].split())
+        console.print(shown)
         console.print(
             "passes: backward passes of a step at 2 and at 3 modalities. accepts: kinds of unimodal logits.\n"
             "Options, formulas and when to use which: docs/methods.",

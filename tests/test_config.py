@@ -277,15 +277,18 @@ def test_list_prints_every_name(monkeypatch, capsys):
         assert name in words
 
 
-def test_list_says_of_a_balancer_what_it_works_with(monkeypatch, capsys):
-    from equipoise import cli
-
-    monkeypatch.setattr(cli, "console", Console(width=120))
+@pytest.mark.parametrize("width", [100, 120])
+def test_list_says_of_a_balancer_what_it_works_with(monkeypatch, capsys, width):
+    monkeypatch.setattr(cli, "console", Console(width=width))
     assert run(monkeypatch, "list", "balancers") == 0
-    cells = [[c.strip() for c in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines() if "│" in line]
+    _, head, _, *lines = [line for line in capsys.readouterr().out.splitlines() if line.strip()]
+    assert max(map(len, lines)) <= width
+    starts = [head.index(word) for word in head.split()]
+    assert head.split() == ["name", "family", "objectives", "passes", "tasks", "modalities", "accepts", "fusion"]
     rows, last = {}, ""
-    for first, *others in cells:  # a row's further lines have an empty first cell
-        last = first or last
+    for line in lines[: lines.index(next(x for x in lines if x.startswith("passes:")))]:
+        first, *others = [line[i:j].strip() for i, j in zip(starts, [*starts[1:], None], strict=True)]
+        last = first or last  # a row's further lines have an empty first cell
         rows[last] = [f"{a} {b}".strip() for a, b in zip(rows.get(last, [""] * 7), others, strict=True)]
     assert list(rows) == balancers.names()
     assert rows["gmd"] == ["gradient", "one a set of available modalities", "3, 7", "all", "any", "any", "any"]
@@ -293,7 +296,7 @@ def test_list_says_of_a_balancer_what_it_works_with(monkeypatch, capsys):
         "gradient",
         "fused, unimodal, KL",
         "3, 3",
-        "classification, multilabel",
+        "classification multilabel",
         "any",
         "heads",
         "any",
