@@ -152,12 +152,13 @@ factor of the gradient out again, so that methods which scale gradients do less 
 SEEDS = """A seed draws the split of the data (but on `watch` seed k holds out the subjects of fold k), the first weights, the
 order of the rows, every random choice and the noise. Methods are compared on the same seeds: same splits, same noise and, where
 the model is the same, same first weights."""
-HOW_TO_READ = f"""Test accuracy: mean over the seeds and, in brackets, standard deviation. *Full*: all modalities, no noise. *Missing*:
-each modality in turn missing in every row (what stands for it is zeros; with the fusion `average`, it is left out).
-*Noisy*: each in turn with noise of severity {SEVERITY} of 5 (docs/impairment.md) in every row; training saw none.
-**Avg** is the mean over modalities, **Gap** the largest difference between two, as in BalGrad's tables. *Seconds*:
-processor time of one training with its sweeps, one thread. In the differences, Student's paired t over seeds;
-{tables.MARK} marks intervals that leave out zero, each by itself. A smaller Gap is no gain where Avg falls with it."""
+HOW_TO_READ = f"""Test accuracy: mean over the seeds and, in brackets, standard deviation. *Full*: all modalities, no
+noise. *Missing*: each modality in turn missing in every row (what stands for it is zeros; with the fusion `average`,
+it is left out). *Noisy*: each in turn with noise of severity {SEVERITY} of 5 (docs/impairment.md) in every row;
+training saw none. **Avg** is the mean over modalities, **Gap** the largest difference between two, as in BalGrad's
+tables. *Seconds*: processor time of one training with its sweeps, one thread. In the differences, Student's paired t
+over seeds; {tables.MARK} marks intervals that leave out zero, each by itself. A smaller Gap is no gain where Avg
+falls with it."""
 
 
 def _left_out(results: Sequence[MethodResults], absent: Mapping[str, str]) -> list[str]:
