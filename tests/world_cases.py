@@ -21,7 +21,7 @@ from equipoise.models import (
 )
 from equipoise.models.encoders import MLP
 
-CLASSES, G, STEPS = 5, 12, 20
+CLASSES, G, STEPS = 5, 12, 12
 SHAPES = {"a": 7, "b": 4, "c": 3}
 
 
@@ -108,7 +108,7 @@ def train(
     micro: int,
     optimizer: str,
 ) -> dict[str, np.ndarray]:
-    """Twenty steps on this rank's rows; returns the parameters."""
+    """`STEPS` steps on this rank's rows; returns the parameters."""
     dtype = getattr(torch, dtype_name)
     model = build_model(dtype, **how)
     if rank:  # a replica that starts elsewhere must be brought in line by the step
