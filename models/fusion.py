@@ -95,9 +95,14 @@ class Cosine(Concat):
         names = list(self.sizes)
         start = sum(self.sizes[m] for m in names[: names.index(modality)])
         weight = self.head.weight[:, start : start + self.sizes[modality]]
-        # A bound on how far the gradient is stretched, for a feature that is all but zeros.
-        unit = F.normalize(feature, dim=1, eps=1e-6)
-        return self.scale * F.linear(unit, F.normalize(weight, dim=1, eps=1e-6))
+        return self.scale * F.linear(_unit(feature), _unit(weight))
+
+
+def _unit(x: Tensor) -> Tensor:
+    """Rows of length 1. Shrunk first, so that no square overflows; what is shorter than 1e-6 is divided by that, which bounds
+    how far its gradient is stretched.
+    """
+    return F.normalize(x / x.detach().abs().amax(dim=1, keepdim=True).clamp(min=1), dim=1, eps=1e-6)
 
 
 class Sum(LinearFusion):

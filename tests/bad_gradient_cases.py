@@ -19,6 +19,18 @@ def fitting(name):
     return made
 
 
+class Unbounded(nn.Module):
+    """An encoder with sqrt(0) in it: what it gives is finite, the derivative is not."""
+
+    def __init__(self, inner, out_features):
+        super().__init__()
+        self.inner, self.out_features = inner, out_features
+
+    def forward(self, x, length=None):
+        feature = self.inner(x)
+        return feature + (0 * feature).square().sqrt()
+
+
 class Planted(MultimodalModel):
     """Two modalities, two classes, logits (v, 0) in every row; what v is, the test says.
 

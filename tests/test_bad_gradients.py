@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from bad_gradient_cases import Planted, fitting, pairs, planted_steps
+from bad_gradient_cases import Planted, Unbounded, fitting, pairs, planted_steps
 from torch import nn
 from world_cases import CLASSES, build_model, global_batch
 
@@ -77,6 +77,36 @@ def test_the_objective_that_is_not_finite_is_the_one_that_is_named(name):
     else:  # it reads no heads at all
         step = made(name, model)
         assert_finite(step, step(global_batch(0, torch.float64)), but=["heads.b"])
+
+
+# The size of a feature means nothing to cosines.
+@pytest.mark.parametrize("name", [n for n in NAMES if balancers.get(n).fusions != ("cosine",)])
+def test_a_loss_without_bound_is_refused(name):
+    step = made(name)
+    data = global_batch(0, torch.float64)
+    with torch.no_grad():  # a feature so large that a probability of 0 meets its label
+        for encoder in step.model.encoders.values():
+            encoder.layers[-1].bias.fill_(1e308)
+    before = copy.deepcopy([step.model.state_dict(), step.state_dict()])
+    with refused(r"^The objective '.+' is (nan|inf) in step 0 of epoch 0: the step was refused on all workers"):
+        step(data)
+    torch.testing.assert_close([step.model.state_dict(), step.state_dict()], before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_gradient_that_is_not_finite_is_refused_though_the_loss_is(name):
+    shapes = {"a": 7, "b": 4, "c": 3}
+    encoders = {m: MLP((d,), (6,), 5) for m, d in shapes.items()}
+    encoders["a"] = Unbounded(encoders["a"], 5)
+    step = made(name, LateFusion(encoders, CLASSES, **fitting(name)).double())
+    before = copy.deepcopy([step.model.state_dict(), step.state_dict()])
+    sentence = (
+        r"^The gradient of ('a'|the objective '.+') is not finite in step 0 of epoch 0, though .*the step was refused"
+    )
+    with refused(sentence):
+        step(global_batch(0, torch.float64))
+    torch.testing.assert_close([step.model.state_dict(), step.state_dict()], before, rtol=0, atol=0)
+    assert step.optimizer.state == {}
 
 
 # Odd gradients

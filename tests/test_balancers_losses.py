@@ -101,15 +101,16 @@ def test_mmcosine_descends_the_loss_of_cosines(rows):
     assert_close(found, base.gradient(loss, p))
 
 
-def test_sizes_of_features_and_weights_mean_nothing_to_it():
+@pytest.mark.parametrize("factor", [7.0, 0.1, 1e200])
+def test_sizes_of_features_and_weights_mean_nothing_to_it(factor):
     data = global_batch(0, torch.float64)
     model = build_model(torch.float64, fusion="cosine")
     before = model(data["inputs"], data["present"]).logits
     with torch.no_grad():
-        for layer in (model.encoders["a"].layers[-1],):
-            layer.weight.mul_(7)
-            layer.bias.mul_(7)
-        model.fusion.head.weight[:, :5].mul_(0.2)
+        layer = model.encoders["a"].layers[-1]
+        layer.weight.mul_(factor)
+        layer.bias.mul_(factor)
+        model.fusion.head.weight[:, :5].mul_(1 / min(factor, 5))
     torch.testing.assert_close(model(data["inputs"], data["present"]).logits, before, rtol=1e-12, atol=1e-12)
     assert before.abs().max() <= 10 * 3
 
