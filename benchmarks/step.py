@@ -17,6 +17,7 @@ model, where encoders take at least 90 % of the time.
 
 from __future__ import annotations
 
+import os
 import statistics
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -262,8 +263,9 @@ def main(
                 text += lines(title, found, heavy)
                 console.print("\n".join(lines(title, found, heavy)), markup=False)
     told = f"{'CPU' if clock == 'cpu' else 'wall'} seconds, medians of {repeats} interleaved rounds"
-    command = f"python -m benchmarks.step --repeats {repeats} --clock {clock} --write"
-    text.append(f"`{command}`, {date.today()}, {told}; {machine(torch.device('cpu'))}.")
+    settings = " ".join(f"{k}={v}" for k, v in sorted(os.environ.items()) if k.startswith("MALLOC_"))
+    command = f"{settings} python -m benchmarks.step --repeats {repeats} --clock {clock} --write"
+    text.append(f"`{command.strip()}`, {date.today()}, {told}; {machine(torch.device('cpu'))}.")
     text += [f"\n{name} was left out: {why}" for name, why in left.items()]
     console.print(text[-1], markup=False)
     if write:
