@@ -85,3 +85,11 @@ def test_a_run_that_scales_gradients_under_adam_says_so_once(data):
     with pytest.warns(UserWarning, match="Balancer 'ogm' scales gradients") as told:
         train_light(config(data, max_steps=3, balancer="ogm"))
     assert len([w for w in told if "scales gradients" in str(w.message)]) == 1
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_half_precision_trains_as_well(data, precision):
+    def best(**keys):
+        return train_light(config(data, max_steps=60, balancer="summed", **keys)).best["value"]
+
+    assert best(precision=precision) == pytest.approx(best(), abs=0.05)

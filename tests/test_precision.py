@@ -185,3 +185,32 @@ def test_a_scaler_needs_all_parameters_in_the_optimiser():
         r"2 of the model's \d+ parameter tensors are not in the optimiser, and a gradient scaler divides only"
     ):
         make_step(model=model, autocast=torch.float16, optimizer=lambda p: torch.optim.SGD(list(p)[2:], lr=0.1))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", ROADS)
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+def test_half_precision_on_a_gpu_stays_near_float32(name, half):
+    def trained_there(autocast):
+        model = build_model(torch.float32).cuda()
+        step = make_step(name, model=model, autocast=autocast, optimizer=sgd(0.05), clip_norm=0.7)
+        skipped = sum(step(batch(t, torch.float32)).statistics.get("skipped", 0.0) for t in range(8))
+        return parameters(step), skipped
+
+    (full, _), (found, skipped) = trained_there(None), trained_there(half)
+    start = parameters(make_step(name, model=build_model(torch.float32).cuda()))
+    assert skipped == 0
+    assert 0 < float((found - full).norm() / (full - start).norm()) < (2e-2 if half == torch.bfloat16 else 2e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", ROADS)
+def test_an_overflow_on_a_gpu_is_skipped(name):
+    model = build_model(torch.float32).cuda()
+    step = make_step(name, model=model, autocast=torch.float16, scaler=GradScaler("cuda", init_scale=2.0**40))
+    before = parameters(step).clone()
+    assert step(batch(0, torch.float32)).statistics["skipped"] == 1.0
+    assert torch.equal(parameters(step), before)
+    assert step.scaling.value == 2.0**39
