@@ -21,13 +21,14 @@ from equipoise.balancers.adaptive import warn_where_cancelled
 from equipoise.balancers.balancer import Balancer
 from equipoise.balancers.compiled import check_compile, compile_encoders
 from equipoise.balancers.context import StepContext, reduce_sums
+from equipoise.balancers.counting import contexts_of
 from equipoise.balancers.gradients import Gradients, Layout
 from equipoise.balancers.indicator import indicate, region_grams, towards
 from equipoise.balancers.monitor import Monitor, Watch
 from equipoise.balancers.noise import warn_of_noise
 from equipoise.balancers.roads import Apart, Together
 from equipoise.balancers.scaling import Scaling, default_scaler
-from equipoise.models.batch import Batch, check_batch
+from equipoise.models.batch import Batch
 from equipoise.models.contract import MultimodalModel, check_ownership
 from equipoise.models.errors import EquipoiseError
 from equipoise.models.task import Task
@@ -129,7 +130,7 @@ class BalancedStep:
         batches = [batch] if isinstance(batch, Mapping) else batch
         self.model.train()
         seen = self._watch.look(batches) if self._watch is not None and self._watch.due() else {}
-        contexts = self._contexts(batches)
+        contexts = contexts_of(self, batches)
         last = contexts[-1]
         self.optimizer.zero_grad(set_to_none=True)
         if self._gradient(contexts):
@@ -144,7 +145,7 @@ class BalancedStep:
         """The reduced gradients of a separate balancer's objectives on a global batch, and nothing else of a step."""
         assert isinstance(self._road, Apart)
         self._losses = {}
-        found = self._road.gradients(self._contexts(batches), self._scale)
+        found = self._road.gradients(contexts_of(self, batches), self._scale)
         if self.scaling is not None:
             found.flat.div_(self.scaling.value)
         return found
@@ -162,51 +163,6 @@ class BalancedStep:
             self.scaling.scaler.load_state_dict(dict(state["scaler"]))
 
     # The parts of a step, in their order.
-
-    def _contexts(self, batches: Sequence[Batch]) -> list[StepContext]:
-        """One context a micro-batch, with the counts of the whole global batch."""
-        device = next(self.model.parameters()).device
-        contexts: list[StepContext] = []
-        counts = torch.zeros(0, dtype=torch.float64, device=device)
-        for batch in batches:
-            batch = _move(batch, device)
-            check_batch(batch, self.model.modalities)
-            self.task.check(batch["target"])
-            ctx = StepContext(
-                self.model,
-                self.task,
-                batch,
-                seed=self.seed,
-                epoch=self.epoch,
-                step=self.step,
-                group=self.group,
-                autocast=self.autocast,
-            )
-            ctx.batch = self.balancer.before_forward(batch, ctx)
-            ctx.rows = {
-                "rows": torch.ones_like(batch["sample_id"], dtype=torch.bool),
-                **{m: ctx.has(m) for m in self.model.modalities},
-            }
-            for name, mask in self.balancer.rows(ctx.batch, ctx).items():
-                if name in ctx.rows and not torch.equal(mask, ctx.rows[name]):
-                    raise EquipoiseError(
-                        f"Balancer {self.balancer.name!r} names rows {name!r}, which already means others: rename them."
-                    )
-                ctx.rows[name] = mask
-            local = torch.stack([mask.sum() for mask in ctx.rows.values()]).to(torch.float64)
-            counts = local if not contexts else counts + local
-            contexts.append(ctx)
-        # The number of micro-batches travels along, with its square: workers that differ in it would wait for ever.
-        micro = counts.new_tensor([len(contexts), len(contexts) ** 2])
-        *reduced, total, squares = contexts[0].reduce(torch.cat([counts, micro])).tolist()
-        if total**2 != self.world_size * squares:
-            raise EquipoiseError(
-                f"The workers gave different numbers of micro-batches to step {self.step} (this one {len(contexts)}): give "
-                "every worker equally many, some of them without rows if need be."
-            )
-        for ctx in contexts:
-            ctx.counts = dict(zip(ctx.rows, reduced, strict=True))
-        return contexts
 
     def _forward(self, ctx: StepContext) -> None:
         with ctx.precision():
@@ -321,13 +277,3 @@ class BalancedStep:
             self.balancer.after_step(self._by_owner(lambda p: moved[id(p)]), ctx)
             for p in self.layout.parameters:
                 p.copy_(before[id(p)] + moved[id(p)])
-
-
-def _move(batch: Batch, device: torch.device) -> Batch:
-    return Batch(
-        sample_id=batch["sample_id"].to(device),
-        copy=batch["copy"].to(device),
-        inputs={name: x.to(device) for name, x in batch["inputs"].items()},
-        present=batch["present"].to(device),
-        target=batch["target"].to(device),
-    )
