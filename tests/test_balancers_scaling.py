@@ -17,6 +17,7 @@ from equipoise import balancers
 from equipoise.balancers.adaptive import cancels_scale
 from equipoise.balancers.agm import ratios
 from equipoise.balancers.balancer import REGISTRY
+from equipoise.balancers.counting import contexts_of
 from equipoise.models import (
     MLP,
     Classification,
@@ -118,7 +119,7 @@ FUSIONS = [
 def parts_of(model, data):
     """AGM's parts of a batch, and from full passes over masked batches the logits of every set of modalities."""
     step = make_step("agm", model=model)
-    [ctx] = step._contexts([data])
+    [ctx] = contexts_of(step, [data])
     step._forward(ctx)
     found = step.balancer.parts(ctx)
     table = {}
@@ -149,7 +150,7 @@ def test_agm_s_parts_of_two_modalities_are_the_authors(absent):
     data = {**data, "inputs": {m: data["inputs"][m] for m in "ab"}, "present": torch.ones(12, 2, dtype=torch.bool)}
     data["present"][3, 1] = not absent
     step = make_step("agm", model=model)
-    [ctx] = step._contexts([data])
+    [ctx] = contexts_of(step, [data])
     step._forward(ctx)
     parts, whole = step.balancer.parts(ctx), ctx.outputs.logits
     for m, other in ("ab", "ba"):
@@ -282,7 +283,7 @@ def test_mslr_compares_the_newest_validation_with_the_mean_of_those_before(value
 
 def make_context():
     step = make_step("joint")
-    [ctx] = step._contexts([global_batch(0, torch.float64)])
+    [ctx] = contexts_of(step, [global_batch(0, torch.float64)])
     return ctx
 
 
