@@ -355,6 +355,25 @@ def test_workers_do_not_change_training(gloo, name):
             np.testing.assert_allclose(value, wanted[parameter], rtol=1e-9, atol=1e-11, err_msg=parameter)
 
 
+@pytest.mark.parametrize("name", balancers.names())
+def test_every_balancer_trains_it_or_says_why_not(name):
+    """By the kind of unimodal logits that `fit` would build: the model's own where that will do, else the first accepted."""
+    if name == "jd":
+        pytest.importorskip("torchjd", reason="TorchJD is not installed: pip install 'equipoise[jd]'")
+    balancer, batch = balancers.get(name), rows("vectors")
+    model = vectors("split" if "split" in balancer.accepts else balancer.accepts[0])
+    before = [p.detach().clone() for p in model.parameters()]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    if balancer.fusions is not None or (balancer.max_modalities or 3) < 3:
+        with pytest.raises(EquipoiseError, match=f"Balancer '{name}' is defined for"):
+            balancers.BalancedStep(model, Classification(K), balancer, optimizer)
+        return
+    result = balancers.BalancedStep(model, Classification(K), balancer, optimizer)(batch)
+    assert np.isfinite(result.loss)
+    assert any(not torch.equal(p, q) for p, q in zip(model.parameters(), before))
+    assert all(bool(p.isfinite().all()) for p in model.parameters())
+
+
 def test_an_ensemble_is_of_models_apart():
     model = vectors()
     with pytest.raises(
