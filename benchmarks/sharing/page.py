@@ -245,8 +245,10 @@ def _limits(results: Sequence[Results]) -> str:
         Equal steps are not equal work: a step with the loss of every set costs several times as much (the seconds above).
         Made-up volumes have ellipsoids in noise, where brightness tells most; nothing follows for scans of patients, and the
         paper's tables are not reproduced. All rows were complete in training; where training rows lack modalities, zero-fill
-        sees other inputs and may do better. With {seeds} seeds, a true difference is seen four times of five where it is
-        {detectable(seeds):.1f} standard deviations of the paired differences; smaller ones may be there."""
+        sees other inputs and may do better. In Dynamic Sharing a set's logits are the mean of its members' logits, so what only
+        two modalities together show cannot be learnt; where it falls behind one network of all inputs on the larger sets, that
+        is the first suspect, and was not tested here. With {seeds} seeds, a true difference is seen four times of five where it
+        is {detectable(seeds):.1f} standard deviations of the paired differences; smaller ones may be there."""
     )
 
 
