@@ -220,7 +220,8 @@ def test_what_the_page_says_follows_the_records(written):
         f"**full, minus `joint`**: of {intervals} intervals 2 lie above zero, 1 below and {intervals - 3} on both"
         in said
     )
-    assert "**full, minus `joint`**, above zero on all 2 data sets: `pmr`; below zero on all 2 data sets: none." in said
+    assert "Above on all 2 data sets: `pmr`; below on all 2 data sets: none. - **missing Avg, minus `joint`**" in said
+    assert "**noisy Avg, minus `summed`**: of" in said
     assert "**digits**: full from .851 (`cml`) to .952 (`pmr`), joint .902 (.002)" in said
     alike = "`, `".join(m for m in methods() if m not in ("pmr", "joint+sample"))
     assert f"**mfeat**, the same accuracies on every seed and in every condition: `{alike}` and `joint+sample`." in said

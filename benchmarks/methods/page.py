@@ -12,6 +12,7 @@ from benchmarks.first_results.page import SELECTION, machine
 from benchmarks.first_results.statistics import LEVEL
 from benchmarks.first_results.studies import BATCH
 from benchmarks.methods import tables
+from benchmarks.methods.fingerprint import fingerprint
 from benchmarks.methods.results import FIGURES, MethodResults
 from benchmarks.methods.studies import JOINT, REFERENCES, SEVERITY
 from equipoise.models.errors import EquipoiseError
@@ -73,33 +74,33 @@ def _opening(results: Sequence[MethodResults]) -> str:
 
 
 def _short(results: Sequence[MethodResults]) -> str:
-    lines = [_counted(results, name) for name in HEADLINES]
-    lines += [line for name in HEADLINES if (line := _throughout(results, name))]
+    pairs = [(name, reference) for reference in REFERENCES for name in HEADLINES]
+    lines = [f"{_counted(results, *pair)}{_throughout(results, *pair)}" for pair in pairs]
     lines += [_ranges(found) for found in results]
     lines += [line for found in results if (line := _alike(found))]
     return "\n".join(w.paragraph(f"- {line}", "  ") for line in lines)
 
 
-def _counted(results: Sequence[MethodResults], name: str) -> str:
-    """How the intervals of all methods against joint training lie."""
+def _counted(results: Sequence[MethodResults], name: str, reference: str) -> str:
+    """How the intervals of all methods against the reference lie."""
     all_of_them = [
-        (found, found.difference(method, JOINT, name))
+        found.difference(method, reference, name)
         for found in results
         for method in found.methods
-        if method != JOINT
+        if method != reference
     ]
-    above, below = ([d for _, d in all_of_them if tables.leaves_out_zero(d) and sign * d.mean > 0] for sign in (1, -1))
+    above, below = ([d for d in all_of_them if tables.leaves_out_zero(d) and sign * d.mean > 0] for sign in (1, -1))
     chance = (1 - LEVEL) * len(all_of_them)
-    return f"""**{name}, minus `{JOINT}`**: of {len(all_of_them)} intervals {len(above)} lie above zero, {len(below)} below and
-        {len(all_of_them) - len(above) - len(below)} on both sides; about {chance:.0f} would leave out zero if nothing
+    return f"""**{name}, minus `{reference}`**: of {len(all_of_them)} intervals {len(above)} lie above zero, {len(below)} below
+        and {len(all_of_them) - len(above) - len(below)} on both sides; about {chance:.0f} would leave out zero if nothing
         differed."""
 
 
-def _throughout(results: Sequence[MethodResults], name: str) -> str:
+def _throughout(results: Sequence[MethodResults], name: str, reference: str) -> str:
     """The methods whose intervals lie on the same side of zero on all data sets."""
     if len(results) < 2:
         return ""
-    everywhere = [m for m in results[0].methods if m != JOINT and all(m in found.runs for found in results)]
+    everywhere = [m for m in results[0].methods if m != reference and all(m in found.runs for found in results)]
     said = []
     for word, sign in (("above", 1), ("below", -1)):
         kept = [
@@ -107,11 +108,12 @@ def _throughout(results: Sequence[MethodResults], name: str) -> str:
             for m in everywhere
             if all(
                 tables.leaves_out_zero(d) and sign * d.mean > 0
-                for d in (found.difference(m, JOINT, name) for found in results)
+                for d in (found.difference(m, reference, name) for found in results)
             )
         ]
-        said.append(f"{word} zero on all {len(results)} data sets: {w.listed(kept)}")
-    return f"**{name}, minus `{JOINT}`**, {'; '.join(said)}."
+        said.append(f"{word} on all {len(results)} data sets: {w.listed(kept)}")
+    whole = "; ".join(said)
+    return f" {whole[:1].upper()}{whole[1:]}."
 
 
 def _ranges(found: MethodResults) -> str:
@@ -140,7 +142,8 @@ def _alike(found: MethodResults) -> str:
     )
 
 
-METHODS = f"""A name with `+` is joint training on rows that a resampler plans. *Family*: what a method changes. *Fusion*: the one
+METHODS = f"""[Methods](methods/README.md) has a card of each balancer.
+A name with `+` is joint training on rows that a resampler plans. *Family*: what a method changes. *Fusion*: the one
 that it gets where none is asked for; those with another than `concat` are another model, so a difference to `{JOINT}` is also
 one of model. *Seconds / joint*: geometric mean over the data sets."""
 SETTINGS = f"""Every method made the same number of optimiser steps with batches of {BATCH}; copies and repeats take the places of
@@ -154,7 +157,7 @@ order of the rows, every random choice and the noise. Methods are compared on th
 the model is the same, same first weights."""
 HOW_TO_READ = f"""Test accuracy: mean over the seeds and, in brackets, standard deviation. *Full*: all modalities, no
 noise. *Missing*: each modality in turn missing in every row (what stands for it is zeros; with the fusion `average`,
-it is left out). *Noisy*: each in turn with noise of severity {SEVERITY} of 5 (docs/impairment.md) in every row;
+it is left out). *Noisy*: each in turn with noise of severity {SEVERITY} of 5 ([impairment](impairment.md)) in every row;
 training saw none. **Avg** is the mean over modalities, **Gap** the largest difference between two, as in BalGrad's
 tables. *Seconds*: processor time of one training with its sweeps, one thread. In the differences, Student's paired t
 over seeds; {tables.MARK} marks intervals that leave out zero, each by itself. A smaller Gap is no gain where Avg
@@ -206,6 +209,6 @@ def _made(results: Sequence[MethodResults], calls: Mapping[str, float], jobs: in
         `data/methods`. Emoji are looked for in `node_modules` and in the folders of `NODE_PATH`.""",
         f"""{datetime.now(UTC):%Y-%m-%d}: {len(records)} runs in {several} of the command, {sum(calls.values()) / 60:.0f}
         minutes, {jobs} at a time in the last one, one torch thread each, of which {trained:.0f} minutes of processor time in the
-        trainings. {machine()}.""",
+        trainings. {machine()}. Code of joint training `{fingerprint(JOINT)[:12]}`.""",
     ]
     return ["\n".join(["```sh", *commands, "```"]), *(w.paragraph(text) for text in texts)]
