@@ -1,8 +1,9 @@
 """What is not finite is refused, by name, on all workers alike: everything here is looked at after it was reduced."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from equipoise.models.errors import EquipoiseError
@@ -35,10 +36,12 @@ def check_gradient(owned: Mapping[str, list[Tensor]], when: str) -> None:
         )
 
 
-def check_norms(norms: Mapping[str, float], when: str) -> None:
-    """Raise where the gradient of an objective has a norm {name: |g|} that is not finite."""
-    for name, norm in norms.items():
-        if not math.isfinite(norm):
+def check_objectives(flat: Tensor, names: Sequence[str], when: str) -> None:
+    """Raise where the gradient [P] of an objective, a row of `flat` [k, P], is not finite."""
+    norms = torch.linalg.vector_norm(flat, dim=1).tolist()
+    for name, norm, gradient in zip(names, norms, flat, strict=True):
+        # A norm may overflow where no element does; the elements one by one take longer.
+        if not math.isfinite(norm) and not bool(gradient.isfinite().all()):
             raise EquipoiseError(
                 f"The gradient of the objective {name!r} is not finite in {when}, though its loss is: {REFUSED} {CAUSES}"
             )

@@ -9,6 +9,12 @@ from torch import Tensor
 
 from equipoise.balancers.gradients import CHUNK, Gradients
 
+#: Steps from one look at a method's own gradients to the next, where no monitor says otherwise: the products of every pair
+#: in float64 are another pass over all gradients.
+EVERY = 10
+#: Up to so many objectives every pair is a number of its own (all sets of four modalities are 15), above only their summary.
+PAIRED = 15
+
 
 @dataclass(frozen=True)
 class Indicator:
@@ -35,9 +41,9 @@ class Indicator:
     @property
     def conflicts(self) -> float:
         """The share of the pairs that have an angle in which it is obtuse; NaN where no pair has one."""
-        pairs = [float(self.cosines[i, j]) for i, j in combinations(range(len(self.names)), 2)]
-        there = [c for c in pairs if not math.isnan(c)]
-        return sum(c < 0 for c in there) / len(there) if there else math.nan
+        i, j = torch.triu_indices(len(self.names), len(self.names), 1)
+        there = self.cosines[i, j][~self.cosines[i, j].isnan()]
+        return float((there < 0).double().mean())
 
     @property
     def dominance(self) -> float:
@@ -51,19 +57,18 @@ class Indicator:
         return self.products.sum(dim=0) / self.norms.masked_fill(self.norms == 0, math.nan)
 
     def numbers(self, where: str) -> dict[str, float]:
-        """{"<where>/norm/a": ..., "<where>/cosine/a/b": ..., "<where>/conflicts": ..., "<where>/dominance": ...}"""
-        norms, cosines = self.norms.tolist(), self.cosines.tolist()
+        """{"<where>/norm/a": ..., "<where>/along/a": ..., "<where>/cosine/a/b": ..., "<where>/conflicts": ...,
+        "<where>/dominance": ...}; without the cosines where there are more than `PAIRED` objectives.
+        """
+        pairs = combinations(range(len(self.names)), 2) if len(self.names) <= PAIRED else ()
+        cosines = self.cosines.tolist()
         return {
-            **{f"{where}/norm/{name}": n for name, n in zip(self.names, norms, strict=True)},
-            **_pairs(self.names, cosines, where),
+            **{f"{where}/norm/{name}": n for name, n in zip(self.names, self.norms.tolist(), strict=True)},
+            **{f"{where}/along/{name}": a for name, a in zip(self.names, self.along.tolist(), strict=True)},
+            **{f"{where}/cosine/{self.names[i]}/{self.names[j]}": cosines[i][j] for i, j in pairs},
             f"{where}/conflicts": self.conflicts,
             f"{where}/dominance": self.dominance,
         }
-
-
-def _pairs(names: tuple[str, ...], values: list[list[float]], where: str) -> dict[str, float]:
-    k = range(len(names))
-    return {f"{where}/cosine/{names[i]}/{names[j]}": values[i][j] for i, j in combinations(k, 2)}
 
 
 Grams = list[tuple[Tensor, Tensor]]

@@ -23,7 +23,7 @@ from equipoise.balancers.compiled import check_compile, compile_encoders
 from equipoise.balancers.context import StepContext, reduce_sums
 from equipoise.balancers.counting import contexts_of
 from equipoise.balancers.gradients import Gradients, Layout
-from equipoise.balancers.indicator import indicate, region_grams, towards
+from equipoise.balancers.indicator import EVERY, indicate, region_grams, towards
 from equipoise.balancers.monitor import Monitor, Watch
 from equipoise.balancers.noise import warn_of_noise
 from equipoise.balancers.roads import Apart, Together
@@ -125,6 +125,7 @@ class BalancedStep:
         else:
             self._road = Together(model, self._objectives, self.group)
         self._watch = None if monitor is None else Watch(monitor, self, group)
+        self._every = EVERY if monitor is None else monitor.every  # steps between looks at the method's own gradients
 
     def __call__(self, batch: Batch | Sequence[Batch]) -> StepResult:
         batches = [batch] if isinstance(batch, Mapping) else batch
@@ -240,13 +241,15 @@ class BalancedStep:
         return True
 
     def _combine(self, gradients: Gradients, ctx: StepContext, when: str) -> None:
-        grams = region_grams(gradients)
-        before = indicate(grams, gradients.names)
-        finite.check_norms(dict(zip(before.names, before.norms.tolist(), strict=True)), when)
+        finite.check_objectives(gradients.flat, gradients.names, when)
+        # Before `combine`, which may change the gradients in place.
+        grams = region_grams(gradients) if self.step % self._every == 0 else None
+        own = indicate(grams, gradients.names).numbers("gradient") if grams is not None else {}
         combined = self.balancer.combine(gradients, ctx)
-        ctx.reports |= before.numbers("gradient") | towards(gradients, combined)
-        if ctx.calibrated is not None:
-            ctx.reports |= indicate(grams, gradients.names, ctx.calibrated).numbers("gradient/after")
+        if grams is not None:
+            ctx.reports |= own | towards(gradients, combined)
+            if ctx.calibrated is not None:
+                ctx.reports |= indicate(grams, gradients.names, ctx.calibrated).numbers("gradient/after")
         gradients.write(combined)
 
     def _forget_dropped(self, ctx: StepContext) -> None:

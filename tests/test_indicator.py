@@ -15,8 +15,9 @@ from world_cases import CLASSES, build_model, global_batch
 from equipoise import balancers
 from equipoise.balancers import Gradients, remove_conflicts
 from equipoise.balancers.conflicts import random_orders
+from equipoise.balancers.finite import check_objectives
 from equipoise.balancers.gradients import Layout
-from equipoise.balancers.indicator import indicate, region_grams, towards
+from equipoise.balancers.indicator import EVERY, PAIRED, indicate, region_grams, towards
 from equipoise.models import Classification, EquipoiseError
 from equipoise.models.fusion import FUSIONS
 from equipoise.pipelines.config import load_config
@@ -52,11 +53,40 @@ def test_three_gradients_by_hand():
     found = of([[3.0, 4.0], [-3.0, 0.0], [0.0, 1.0]])
     assert found.numbers("g") == pytest.approx(
         {
-            "g/norm/a": 5, "g/norm/b": 3, "g/norm/c": 1, "g/cosine/a/b": -0.6, "g/cosine/a/c": 0.8, "g/cosine/b/c": 0,
+            "g/norm/a": 5, "g/norm/b": 3, "g/norm/c": 1, "g/along/a": 4, "g/along/b": 0, "g/along/c": 5,
+            "g/cosine/a/b": -0.6, "g/cosine/a/c": 0.8, "g/cosine/b/c": 0,
             "g/conflicts": 1 / 3, "g/dominance": 5,
         }
     )  # fmt: skip
     np.testing.assert_allclose(found.along, [(25 - 9 + 4) / 5, (-9 + 9 + 0) / 3, (4 + 0 + 1) / 1])
+
+
+@pytest.mark.parametrize(("degrees", "after"), [(60, 60), (100, 80), (120, 60), (150, 30), (170, 10)])
+def test_angles_after_by_hand(degrees, after):
+    # TV12: an obtuse angle of two becomes its supplement.
+    t = math.radians(degrees)
+    rows = [[1.0, 0.0], [2 * math.cos(t), 2 * math.sin(t)]]
+    g = torch.tensor(rows, dtype=torch.float64)
+    found = of(rows, remove_conflicts(g @ g.T, torch.tensor([[1], [0]])))
+    assert found.angles[0, 1].item() == pytest.approx(after, abs=1e-5)
+    assert found.conflicts == 0
+
+
+def test_products_are_those_of_the_mean_gradients():
+    # TV7: two workers, the same gradient of the first objective, opposite ones of the second along it.
+    a, b = [[1.0, 0.0], [-3.0, 1.0]], [[1.0, 0.0], [3.0, 1.0]]
+    mean = ((np.array(a) + np.array(b)) / 2).tolist()
+    np.testing.assert_allclose(of(mean).products, np.eye(2))
+    local = (of(a).products + of(b).products) / 2  # the planted fault
+    np.testing.assert_allclose(local, np.diag([1, 10]))
+
+
+def test_pairs_of_many_objectives_are_summed_up():
+    names = [f"o{i}" for i in range(PAIRED + 1)]
+    numbers = of(np.eye(len(names)).tolist(), names=names).numbers("g")
+    assert not [n for n in numbers if "cosine" in n]
+    assert {n.split("/")[1] for n in numbers} == {"norm", "along", "conflicts", "dominance"}
+    assert [n for n in of(np.eye(PAIRED).tolist(), names=names).numbers("g") if "cosine" in n]
 
 
 def test_a_pair_is_compared_over_what_both_reach():
@@ -203,6 +233,36 @@ def test_more_than_three_modalities_are_looked_at_alone_and_together():
     assert seen == ["a+b+c+d", "a", "b", "c", "d"]
 
 
+@pytest.mark.parametrize("every", [None, 4])
+def test_gradients_are_looked_at_now_and_then_also_after_a_resume(every):
+    def build():
+        model = build_model(torch.float64)
+        sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+        monitor = every and balancers.Monitor(every=every)
+        return balancers.BalancedStep(model, Classification(CLASSES), balancers.get("gmd"), sgd, monitor=monitor)
+
+    step, seen = build(), []
+    for t in range(13):
+        if t == 7:
+            state, weights = step.state_dict(), step.model.state_dict()
+            step = build()
+            step.model.load_state_dict(weights)
+            step.load_state_dict(state)
+        said = step(global_batch(t, torch.float64)).statistics
+        kinds = {"/".join(n.split("/")[:2]) for n in said if "/" in n}
+        assert not kinds or {"gradient/norm", "gradient/after", "gradient/towards"} <= kinds
+        assert bool(every and kinds) == ("monitor/norm" in kinds)
+        seen += [t] if kinds else []
+    assert seen == list(range(0, 13, every or EVERY))
+
+
+def test_a_gradient_is_refused_for_what_is_in_it_not_for_its_length():
+    flat = torch.tensor([[1e30, 1e30], [1.0, math.nan]])
+    check_objectives(flat[:1], ["long"], "step 3 of epoch 0")
+    with pytest.raises(EquipoiseError, match=r"gradient of the objective 'odd' is not finite in step 3 of epoch 0"):
+        check_objectives(flat, ["long", "odd"], "step 3 of epoch 0")
+
+
 @pytest.mark.parametrize("name", balancers.names())
 def test_methods_that_keep_gradients_apart_say_how_they_lie(name):
     balancer = balancers.get(name)
@@ -219,7 +279,7 @@ def test_methods_that_keep_gradients_apart_say_how_they_lie(name):
     for loss in result.losses:
         assert {f"gradient/norm/{loss}", f"gradient/towards/{loss}"} <= said
     assert {"gradient/conflicts", "gradient/dominance", "gradient/opposed"} <= said
-    if name == "gmd":
+    if name in ("gmd", "pcgrad"):
         assert "gradient/after/conflicts" in said
 
 

@@ -44,11 +44,11 @@ def in_tensorboard(run: Path) -> Counter:
 
 
 def in_mlflow(run: Path) -> Counter:
-    """By SQL from the database."""
+    """By SQL from the database, where "and" stands for the plus sign that MLflow refuses."""
     with sqlite3.connect(run / "mlflow" / "mlflow.db") as database:
         assert database.execute("select count(*) from runs").fetchone() == (1,)
         rows = database.execute("select key, step, case when is_nan then 'nan' else value end from metrics").fetchall()
-    return Counter((key, step, value) for key, step, value in rows)
+    return Counter((key.replace(" and ", "+"), step, value) for key, step, value in rows)
 
 
 def in_wandb(run: Path) -> Counter:

@@ -24,7 +24,15 @@ KILLS = [(3, "rows"), (6, "committed"), (12, "half"), (15, "logged"), (18, "half
 
 def step_row(step: int) -> dict:
     odd = [None, float("nan"), float("inf"), 1e-300][step % 4]
-    row = {"step": step, "epoch": step // STEPS, "loss": 1 / (step + 1), "odd/one": odd, "note": "x", "flag": step > 9}
+    row = {
+        "step": step,
+        "epoch": step // STEPS,
+        "loss": 1 / (step + 1),
+        "odd/one": odd,
+        "monitor/norm/a+b": 2.0,
+        "note": "x",
+        "flag": step > 9,
+    }
     return row if step > 4 else {**row, "only/first": None}
 
 

@@ -28,18 +28,20 @@ def _figures(steps: pd.DataFrame, prefix: str, what: str) -> list[Figure]:
     start = f"{prefix}/norm/"
     names = [str(c).removeprefix(start) for c in steps if str(c).startswith(start)]
     pairs = [(a, b) for a, b in combinations(names, 2) if f"{prefix}/cosine/{a}/{b}" in steps]
-    if not pairs:
+    if len(names) < 2:
         return []
     seen = steps[steps[[f"{start}{n}" for n in names]].notna().any(axis=1)]
     before = _cosines(seen, prefix, pairs)
     after = _cosines(seen, f"{prefix}/after", pairs)
-    figures = [_map(prefix, what, names, pairs, before)]
+    # Of many objectives only the summary is logged.
+    figures = [_map(prefix, what, names, pairs, before)] if pairs else []
     series = [Series("before" if after.size else "angles", _angles(before), 0)]
     series += [Series("after", _angles(after), 1)] if after.size else []
     edges = [f"{low}-{low + BIN}" for low in range(0, 180, BIN)]
-    figures.append(
-        Figure(f"{prefix}/angles", f"Angles between {what}", "group", "degrees", "share of pairs", edges, series)
-    )
+    if pairs:
+        figures.append(
+            Figure(f"{prefix}/angles", f"Angles between {what}", "group", "degrees", "share of pairs", edges, series)
+        )
     share = {"before" if after.size else "conflicts": f"{prefix}/conflicts"}
     share |= {"after": f"{prefix}/after/conflicts"} if after.size else {}
     figures.append(_lines(seen, f"{prefix}/conflicts", f"Conflicting pairs of {what}", "share of pairs", share))

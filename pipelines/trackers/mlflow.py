@@ -39,6 +39,10 @@ class MLflow(Tracker):
         names = self._client.get_run(self._id).data.metrics
         return {name: {m.step for m in self._client.get_metric_history(self._id, name)} for name in names}
 
+    def called(self, column: str) -> str:
+        # MLflow refuses a plus sign in a name.
+        return column.replace("+", " and ")
+
     def write(self, points: Sequence[Point]) -> None:
         from mlflow.entities import Metric
 

@@ -77,7 +77,7 @@ class Tracker:
             if self._there is None:
                 self._there, self._steps = self.held(), 0
             # Rows of metrics may get columns later (a sweep that lags); rows of steps never do.
-            points = list(self._lacking(_points(steps[self._steps :], metrics)))
+            points = list(self._lacking(self._points(steps[self._steps :], metrics)))
             if points:
                 self.write(points)
             for point in points:
@@ -95,6 +95,19 @@ class Tracker:
         """
         self._raise()
         self.finish()
+
+    def called(self, column: str) -> str:
+        """What the tracker calls a column: itself, where any name will do there."""
+        return column
+
+    def _points(self, steps: Sequence[Row], metrics: Sequence[Row]) -> list[Point]:
+        """In the order of training: the row of an epoch after that of its last step, whichever were committed together."""
+        points = []
+        for table, rows in (("metrics", metrics), ("steps", steps)):
+            for row in rows:
+                numbers = {self.called(f"{table}/{n}"): float(v) for n, v in row.items() if isinstance(v, Real)}
+                points.append(Point(int(row["step"]), numbers))
+        return sorted(points, key=lambda point: point.step)
 
     def _lacking(self, points: Iterable[Point]) -> Iterator[Point]:
         assert self._there is not None
@@ -157,13 +170,3 @@ def _tracker_class(name: str) -> type[Tracker]:
         return NoTracker
     found: type[Tracker] = import_module(f"equipoise.pipelines.trackers.{name}").TRACKER
     return found
-
-
-def _points(steps: Sequence[Row], metrics: Sequence[Row]) -> list[Point]:
-    """In the order of training: the row of an epoch after that of its last step, whichever were committed together."""
-    points = []
-    for table, rows in (("metrics", metrics), ("steps", steps)):
-        for row in rows:
-            numbers = {f"{table}/{name}": float(value) for name, value in row.items() if isinstance(value, Real)}
-            points.append(Point(int(row["step"]), numbers))
-    return sorted(points, key=lambda point: point.step)
