@@ -2,12 +2,15 @@
 
 import math
 import re
+from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from equipoise.pipelines.report.drawing import draw
+from equipoise.pipelines.report.figures import Figure, Series
 from equipoise.pipelines.report.gradients import _figures
 
 
@@ -68,3 +71,27 @@ def test_a_monitor_s_columns_are_null_between_its_looks():
 
 def test_a_run_without_them_has_no_figures():
     assert _figures(pd.DataFrame({"step": [0], "loss": [1.0]}), "gradient", "objectives") == []
+
+
+def test_labels_below_a_chart_do_not_run_into_each_other():
+    cosines, angles, *_ = _figures(logged(), "gradient", "objectives")
+    shown = re.findall(r'<text class="tick mid" x="([\d.]+)" y="[\d.]+">([^<]+)</text>', draw(angles))
+    assert [label for _, label in shown][:2] == ["0-15", "30-45"]
+    ends = [(float(x) - 3.2 * len(label), float(x) + 3.2 * len(label)) for x, label in shown]
+    assert all(right < left for (_, right), (left, _) in pairwise(ends))
+    # A heat map's columns: side by side where they fit, else turned, whole, and inside the picture.
+    assert "rotate" not in draw(cosines)
+    names = ["accelerometer", "gyroscope", "accelerometer+gyroscope"]
+    wide = draw(replace(cosines, x=names))
+    assert wide.count("rotate(-40)") == 3
+    assert wide.count(">accelerometer<") == 1
+    height = float(re.search(r'viewBox="0 0 480 (\d+)"', wide)[1])
+    assert height > 12 + 3 * 52 + 14 + 16 * 6 * math.sin(math.radians(40))
+
+
+def test_the_ticks_of_a_constant_have_labels_of_their_own():
+    line = Figure(
+        "k", "loss scale", "lines", "step", "loss_scale", [0, 1], [Series("scale", [65536.0] * 2, 0)], zero=False
+    )
+    labels = re.findall(r'<text class="tick end"[^>]*>([^<]+)</text>', draw(line))
+    assert len(labels) == len(set(labels)) > 2

@@ -13,6 +13,8 @@ from equipoise.pipelines.report.figures import Figure, Series, number, ticks
 
 WIDTH, HEIGHT, SQUARE = 480, 264, 400
 LEFT, RIGHT, TOP, BOTTOM = 64, 14, 12, 42
+CHARACTER = 7.0  # width of a character of a tick's label
+TURN = 40  # degrees, of labels that do not fit beside each other
 ROW = 78
 COLOURS = 8
 DENSE = 60  # beyond so many points a line has no marks
@@ -201,7 +203,9 @@ def _bars(figure: Figure, together: Sequence[Figure]) -> Markup:
         if str(x) in figure.flagged:
             said = el("title", figure.flagged[str(x)])
             parts.append(el("text", Markup("▲") + said, css="flag mid", x=plane.px(i + 0.5), y=plane.bottom + 29))
-    every = math.ceil(max(len(figure.x), 1) / 16)
+    widest = max((len(str(x)) for x in figure.x), default=1)
+    room = (WIDTH - LEFT - RIGHT) / max(widest * CHARACTER + 8, 25)  # so many labels stand side by side
+    every = math.ceil(max(len(figure.x), 1) / room)
     x_ticks = [(plane.px(i + 0.5), str(x)) for i, x in enumerate(figure.x) if i % every == 0]
     return plane.picture(figure, x_ticks, y_ticks, *parts)
 
@@ -266,7 +270,10 @@ def _heat(figure: Figure, together: Sequence[Figure]) -> Markup:
     """A square a pair, the stronger its colour the farther from 0; the numbers stand in them where they fit."""
     n = max(len(figure.x), 1)
     left, side = 110, min((WIDTH - 110 - RIGHT) / n, 52.0)
-    height = round(TOP + side * n + BOTTOM)
+    below = [_short(str(name)) for name in figure.x]
+    widest = max((len(name) for name in below), default=1) * CHARACTER
+    turned = widest + 4 > side
+    height = round(TOP + side * n + (20 + widest * math.sin(math.radians(TURN)) if turned else 22))
     parts: list[Any] = []
     for i, series in enumerate(figure.series):
         y = TOP + side * i
@@ -280,12 +287,13 @@ def _heat(figure: Figure, together: Sequence[Figure]) -> Markup:
             sign = "low" if value < 0 else "high"
             parts.append(el("rect", said, css=f"heat {sign}", fill_opacity=min(abs(float(value)), 1.0), **box))
             if side > 30:
-                parts.append(
-                    el("text", f"{value:.2f}", css="heatnumber mid", x=left + side * (j + 0.5), y=y + side / 2 + 4)
-                )
-    for j, name in enumerate(figure.x):
-        place = f"translate({left + side * (j + 0.5):.1f} {TOP + side * n + 14}) rotate(0)"
-        parts.append(el("text", _short(str(name), max(int(side / 6), 3)), css="tick mid", transform=place))
+                strong = " strong" if abs(value) > 0.8 else ""
+                at = {"x": left + side * (j + 0.5), "y": y + side / 2 + 4}
+                parts.append(el("text", f"{value:.2f}", css=f"heatnumber mid{strong}", **at))
+    for j, name in enumerate(below):
+        place = f"translate({left + side * (j + 0.5):.1f} {TOP + side * n + 14})"
+        place += f" rotate(-{TURN})" if turned else ""
+        parts.append(el("text", name, css="tick end" if turned else "tick mid", transform=place))
     named = {"role": "img", "aria_label": figure.title, "data_figure": figure.key}
     return el("svg", Markup("").join(parts), css="chart", viewBox=f"0 0 {WIDTH} {height}", **named)
 

@@ -71,7 +71,7 @@ class Figure:
         found = [y for y in found if math.isfinite(y)] or [0.0, 1.0]
         low, high = min(found), max(found)
         low = min(low, 0.0) if self.zero else low
-        return low, high if high > low else low + 1.0
+        return low, high if high > low else low + max(1.0, abs(low) / 10)  # ticks that their labels tell apart
 
 
 def _clipped(sums: Sequence[float]) -> list[float]:
