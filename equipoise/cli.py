@@ -194,11 +194,15 @@ def list_(
             rows.append([name, b.family, b.losses, passes, tasks, most, accepts, ", ".join(b.fusions or ["any"])])
         columns = ["name", "family", "objectives", "passes", "tasks", "modalities", "accepts", "fusion"]
         shown = table("Balancers", columns, rows)
-        # So that no word is broken in a terminal of 100 columns.
         shown.box, shown.pad_edge, shown.collapse_padding = box.SIMPLE_HEAD, False, True
-        for i, column in enumerate(shown.columns):
+        for i, column in enumerate(shown.columns):  # so that no word is broken
             column.min_width = max(len(word) for row in [columns, *rows] for word in row[i].split())
-        console.print(shown)
+        if sum((column.min_width or 0) + 2 for column in shown.columns) <= console.width:
+            console.print(shown)
+        else:  # a line a method: in a narrow terminal or a pipe a table would lose its last columns
+            for name, *facts in rows:
+                line = "; ".join(f"{k} {', '.join(v.splitlines())}" for k, v in zip(columns[1:], facts, strict=True))
+                console.print(Text(f"{name:<18}{line}"), soft_wrap=True)
         console.print(
             "passes: backward passes of a step at 2 and at 3 modalities. accepts: kinds of unimodal logits.\n"
             "Options, formulas and when to use which: docs/methods.",

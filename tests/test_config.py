@@ -306,6 +306,17 @@ def test_list_says_of_a_balancer_what_it_works_with(monkeypatch, capsys, width):
         assert row[1] == balancers.get(name).losses
 
 
+def test_list_of_balancers_loses_nothing_in_a_narrow_terminal_or_a_pipe(monkeypatch, capsys):
+    monkeypatch.setattr(cli, "console", Console(width=80))
+    assert run(monkeypatch, "list", "balancers") == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert set(balancers.names()) <= set(lines)
+    facts = (
+        "family objective; objectives fused; passes 1, 1; tasks classification; modalities any; accepts split, heads"
+    )
+    assert lines["mmcosine"].split(maxsplit=1)[1] == f"{facts}; fusion cosine"
+
+
 def test_methods_that_are_not_there_yet_are_said_to_be():
     with pytest.raises(
         EquipoiseError, match=r"^Balancer 'greedy' is not there yet: it balances by squeeze.* Known: .*gmd"
