@@ -49,6 +49,10 @@ class AGM(Modulation):
         self.mean: dict[str, float] = {}
         self.steps: dict[str, int] = {}
 
+    @property
+    def scales_owned(self) -> bool:
+        return bool(self.options.apply == "update")  # else the parts of the logits, which any model has
+
     def parts(self, ctx: StepContext) -> dict[str, Tensor]:
         """{modality: z_m [B, K]}: they add up to the fused logits."""
         names = ctx.modalities

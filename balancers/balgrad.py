@@ -117,7 +117,7 @@ class BalGrad(Balancer):
         return _shares(level)
 
     def combine(self, gradients: Gradients, ctx: StepContext) -> Tensor:
-        kl = [i for i, n in enumerate(gradients.names) if n.startswith("kl")]
+        kl = [i for i, n in enumerate(gradients.names) if (n.startswith("kl/") if self.by_norm else n == "kl")]
         combined = gradients.flat.sum(dim=0)
         if not kl:
             return combined

@@ -12,7 +12,7 @@ from equipoise.balancers.conflicts import random_orders, remove_conflicts, walk
 from equipoise.balancers.context import StepContext
 from equipoise.balancers.gradients import Gradients
 from equipoise.models.batch import Batch
-from equipoise.models.contract import MultimodalModel
+from equipoise.models.contract import MultimodalModel, check_ownership
 from equipoise.models.errors import EquipoiseError
 from equipoise.models.task import Task
 
@@ -77,6 +77,13 @@ class GMD(Balancer):
 
     def check(self, model: MultimodalModel, task: Task) -> None:
         super().check(model, task)
+        owned = check_ownership(model)
+        if self.options.project and not self.options.compat and not owned["shared"] and not owned["head"]:
+            raise EquipoiseError(
+                "Balancer 'gmd' seeks conflicts over the parameters that no modality owns, and this model has none, so that "
+                "nothing would be removed: build it with a shared trunk (model.kind: sharing) or a fusion with a head of all "
+                "(such as concat), or take project=False, the mean of the losses."
+            )
         passes = self.backward_passes(len(model.modalities))
         if self.options.subsets == "all" and passes > MANY:
             raise EquipoiseError(

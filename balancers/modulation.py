@@ -7,6 +7,9 @@ from torch import Tensor
 
 from equipoise.balancers.balancer import Balancer, Family
 from equipoise.balancers.context import StepContext
+from equipoise.models.contract import MultimodalModel, check_ownership
+from equipoise.models.errors import EquipoiseError
+from equipoise.models.task import Task
 
 
 class Modulation(Balancer):
@@ -19,6 +22,19 @@ class Modulation(Balancer):
     """
 
     family: ClassVar[Family] = "gradient"
+
+    @property
+    def scales_owned(self) -> bool:
+        """Whether the rule is carried out on what a modality owns, so that each must own something for it to do anything."""
+        return True
+
+    def check(self, model: MultimodalModel, task: Task) -> None:
+        super().check(model, task)
+        if self.scales_owned and not any(found for m, found in check_ownership(model).items() if m in model.modalities):
+            raise EquipoiseError(
+                f"Balancer {self.name!r} scales what a modality owns, and in this {type(model).__name__} no modality owns a "
+                "trainable parameter, so that nothing would be scaled: use a model with an encoder a modality, or unfreeze them."
+            )
 
     def coefficients(self, ctx: StepContext) -> dict[str, float]:
         """{modality: the factor of what it owns}; a modality that is not named is left as it is."""

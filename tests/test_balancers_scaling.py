@@ -21,6 +21,7 @@ from equipoise.balancers.counting import contexts_of
 from equipoise.models import (
     MLP,
     Classification,
+    EarlyConcat,
     EquipoiseError,
     LateFusion,
     MultiLabel,
@@ -614,3 +615,23 @@ def test_which_tasks_each_claims():
         EquipoiseError, match="'agm' is defined for classification, multilabel, not for the task 'regression'"
     ):
         balancers.get("agm").check(model, Regression(CLASSES, tolerance=1.0))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("agm", {"apply": "update"}), ("mslr", {}), ("mses", {}), ("mslr", {"apply": "gradient"})],
+    ids=str,
+)
+def test_where_no_modality_owns_anything_scaling_it_is_refused(name, options):
+    # It would be `joint` under another name.
+    model = EarlyConcat({m: (d,) for m, d in SHAPES.items()}, CLASSES)
+    with pytest.raises(
+        EquipoiseError, match=rf"Balancer '{name}' scales what a modality owns, and in this EarlyConcat no"
+    ):
+        balancers.get(name, **options).check(model, Classification(CLASSES))
+    balancers.get("agm").check(model, Classification(CLASSES))  # scales parts of the logits
+    frozen = build_model(torch.float64)
+    for m in frozen.modalities:
+        frozen.encoders[m].requires_grad_(False)
+    with pytest.raises(EquipoiseError, match="in this LateFusion no modality owns a trainable parameter"):
+        balancers.get("ogm").check(frozen, Classification(CLASSES))

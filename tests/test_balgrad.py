@@ -8,13 +8,13 @@ import torch
 from oracles import balancers as base
 from oracles import balgrad as oracle
 from torch import nn
-from world_cases import CLASSES, build_model, global_batch
+from world_cases import CLASSES, SHAPES, build_model, global_batch
 
 from equipoise import balancers
 from equipoise.balancers import Gradients
 from equipoise.balancers.balgrad import BalGrad, bernoulli_kl, categorical_kl
 from equipoise.balancers.gradients import Layout
-from equipoise.models import Classification, LateFusion, MultiLabel
+from equipoise.models import MLP, Classification, LateFusion, MultiLabel
 from equipoise.pipelines.config import load_config
 from equipoise.pipelines.light import train_light
 
@@ -239,6 +239,23 @@ def test_losses_weighed_before_or_kept_apart_and_weighed_after_give_the_same_ste
     (found, _), (apart, _) = t6(1), t6(1, Kept())
     for name in found:
         np.testing.assert_allclose(apart[name], found[name], atol=1e-6)
+
+
+@pytest.mark.parametrize("weights", ["loss", "norm", "inverse"])
+def test_the_name_of_a_modality_decides_nothing(weights):
+    found = {}
+    for names in (("a", "b", "c"), ("kl", "klaxon", "unimodal")):
+        rename = dict(zip("abc", names, strict=True))
+        torch.manual_seed(3)
+        encoders = {rename[m]: MLP((d,), hidden=(6,), out_features=5) for m, d in SHAPES.items()}
+        model = LateFusion(encoders, CLASSES, unimodal="heads").double()
+        sgd = torch.optim.SGD(model.parameters(), lr=0.3)
+        step = balancers.BalancedStep(model, Classification(CLASSES), balancers.get("balgrad", weights=weights), sgd)
+        for t in range(3):
+            data = global_batch(t, torch.float64)
+            step(data | {"inputs": {rename[m]: x for m, x in data["inputs"].items()}})
+        found[names] = torch.cat([p.detach().flatten() for p in model.parameters()])
+    torch.testing.assert_close(*found.values(), rtol=0, atol=0)
 
 
 # Three modalities, rows that lack some, several labels: against numpy.

@@ -261,7 +261,37 @@ def test_a_hundred_passes_are_not_taken_unawares():
     balancers.get("gmd", subsets=5).check(model, Classification(3))
 
 
+def test_a_model_that_shares_nothing_has_no_conflicts_to_remove():
+    model = build_model(torch.float64, unimodal="split", fusion="average", absence="drop")
+    for options in ({}, {"specific": "plain"}):
+        with pytest.raises(
+            EquipoiseError, match=r"no modality owns, and this model has none, .* or take project=False"
+        ):
+            balancers.get("gmd", **options).check(model, Classification(CLASSES))
+    for options in ({"project": False}, {"compat": "official"}):
+        balancers.get("gmd", **options).check(model, Classification(CLASSES))
+
+
 # The whole step.
+
+
+@pytest.mark.parametrize("fusion", ["concat", "attention"])
+def test_a_set_goes_backward_through_its_own_encoders_only(fusion):
+    # Zeros of the others would be work for nothing, and "official" would take the encoders for shared: a mean, no sum.
+    model = build_model(torch.float64, fusion=fusion, unimodal="coalition")
+    passes = Counter()
+    for m in model.modalities:
+        next(model.encoders[m].parameters()).register_hook(lambda g, m=m: passes.update([m]))
+    data = global_batch(0, torch.float64)
+    step = balancers.BalancedStep(
+        model, Classification(CLASSES), balancers.get("gmd"), torch.optim.SGD(model.parameters())
+    )
+    gradients = step.gradients([data])
+    assert passes == dict.fromkeys(model.modalities, 4), "of seven sets, each modality is in four"
+    for name, reached in zip(gradients.names, gradients.reached, strict=True):
+        for m in model.modalities:
+            first = [part.start for part in gradients.layout.tensors].index(gradients.layout.owners[m].start)
+            assert bool(reached[first]) == (m in name.split("+"))
 
 
 def loss_of(p, batch, subset):
