@@ -26,7 +26,7 @@ class SharedUNet(nn.Module):
 
     Any size will do: where a level's size is odd, its last position is pooled alone, and the way up goes to the size that the
     level had. (The released code needs sizes that 2^levels divides; there nothing differs.) A norm has fewer groups where
-    8 would leave one channel to each.
+    8 would leave one channel to each, or does not divide its channels.
 
     Args:
         modalities: who has affines.
@@ -85,9 +85,15 @@ class Level(nn.Module):
         self.convolutions = nn.ModuleList(
             convolution(a, b, 3, padding=1) for a, b in ((channels, middle), (middle, out))
         )
-        self.norms = nn.ModuleList(ModalityNorm(modalities, c, gcd(8, c // 2)) for c in (middle, out))
+        self.norms = nn.ModuleList(ModalityNorm(modalities, c, groups_of(c)) for c in (middle, out))
 
     def forward(self, x: Tensor, modality: str) -> Tensor:
         for convolution, norm in zip(self.convolutions, self.norms):
             x = norm(convolution(x), modality).relu()
         return x
+
+
+def groups_of(channels: int) -> int:
+    """8, or the most below that divide the channels and leave two or more to each."""
+    found = gcd(8, channels)
+    return found if found < channels else channels // 2

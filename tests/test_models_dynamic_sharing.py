@@ -23,6 +23,7 @@ from equipoise.models import (
     check_ownership,
 )
 from equipoise.models.errors import EquipoiseError
+from equipoise.models.shared_unet import groups_of
 from equipoise.pipelines.config import load_config
 from equipoise.valuation.coalitions import members
 
@@ -475,3 +476,8 @@ def test_every_combination_of_dims_levels_and_widths_has_its_size():
         trunk = SharedUNet(NAMES, 1, width, levels, dims)
         assert trunk.out_features == 32 * width
         assert trunk(torch.zeros(1, 1, *[4] * dims), "c").shape == (1, 32 * width, *[4] * dims)
+
+
+def test_norms_have_eight_groups_of_two_or_more_channels_where_they_can():
+    found = {c: groups_of(c) for c in (2, 4, 6, 8, 12, 16, 24, 32, 40, 48)}
+    assert found == {2: 1, 4: 2, 6: 2, 8: 4, 12: 4, 16: 8, 24: 8, 32: 8, 40: 8, 48: 8}
