@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from equipoise.models.config import EncoderConfig, EncoderKind, ModelConfig
+from equipoise.models.config import EncoderConfig, EncoderKind, ModelConfig, meaningless
 from equipoise.models.contract import MultimodalModel, Unimodal
 from equipoise.models.dense import DenseFusion
 from equipoise.models.dynamic_sharing import DynamicSharing
@@ -243,8 +243,7 @@ def _refuse(config: ModelConfig, fields: Sequence[str], kind: str, dense: bool) 
     """Raise an `EquipoiseError` for a field that is set and would not be read."""
     for field in fields:
         if config.sets(field):
-            what = "in segmentation" if dense else "outside segmentation"
-            raise EquipoiseError(f"model.{field} has no meaning for model.kind={kind!r} {what}: leave it out.")
+            raise meaningless(field, kind, " in segmentation" if dense else " outside segmentation")
 
 
 def _mean_inputs(modalities: Sequence[Modality], fills: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -29,6 +29,12 @@ class EncoderConfig(BaseModel):
     )
 
 
+def meaningless(field: str, kind: str, beside: str = "") -> EquipoiseError:
+    """A field is set that a model of this kind would not read; a mapping of a file is emptied by an override."""
+    emptied = f", or write model.{field}={{}} beside a file that has it" if field in ("encoder", "encoders") else ""
+    return EquipoiseError(f"model.{field} has no meaning for model.kind={kind!r}{beside}: leave it out{emptied}.")
+
+
 class ModelConfig(BaseModel):
     """What model to build. `encoders` has an encoder for single modalities, `encoder` the one for all others."""
 
@@ -77,9 +83,7 @@ class ModelConfig(BaseModel):
         for field in other:
             if self.sets(field):
                 beside = " and model.join='concat'" if field in ("heads", "tokens") and self.kind == "early" else ""
-                raise EquipoiseError(
-                    f"model.{field} has no meaning for model.kind={self.kind!r}{beside}: leave it out."
-                )
+                raise meaningless(field, self.kind, beside)
         if self.fusion not in ("cosine", "auto") and self.sets("scale"):
             raise EquipoiseError(f"model.scale has no meaning for model.fusion={self.fusion!r}: leave it out.")
         if self.kind == "late":

@@ -334,6 +334,21 @@ def test_list_prints_one_kind_alone(monkeypatch, capsys, what):
     assert found == {kind: kind == what for kind in found}
 
 
+@pytest.mark.parametrize("key", ["encoder", "encoders"])
+def test_an_encoder_of_a_file_can_be_left_out_from_the_command_line(key):
+    old = {
+        "data": "d",
+        "out": "o",
+        "max_steps": 1,
+        "model": {key: {"left": {"depth": 2}} if key == "encoders" else {"depth": 2}},
+    }
+    with pytest.raises(
+        EquipoiseError, match=rf"leave it out, or write model\.{key}=\{{\}} beside a file that has it\.$"
+    ):
+        load_config(old, {"model.kind": "early"})
+    assert load_config(old, {"model.kind": "early", f"model.{key}": {}}).model.kind == "early"
+
+
 def test_early_fusion_as_it_was_written_before_auto_is_still_read():
     old = {"data": "d", "out": "o", "max_steps": 1, "model": {"kind": "early", "fusion": "concat"}}
     assert load_config(old).model == load_config({**old, "model": {"kind": "early"}}).model
