@@ -21,7 +21,7 @@ from equipoise.models import (
 )
 from equipoise.models.encoders import MLP
 
-CLASSES, G, STEPS = 5, 12, 12
+CLASSES, G, STEPS, EPOCH = 5, 12, 12, 3  # EPOCH: steps between two validations
 SHAPES = {"a": 7, "b": 4, "c": 3}
 
 
@@ -124,8 +124,8 @@ def train(
     step = balancers.BalancedStep(model, Classification(CLASSES), balancer, made, seed=11, clip_norm=5.0, group=group)
     edges = CUTS[cut][world]
     for t in range(STEPS):
-        step.epoch = t // 5
-        if t and t % 5 == 0:
+        step.epoch = t // EPOCH
+        if t and t % EPOCH == 0:
             # Validation of the modalities alone, as `on_epoch` gets it: "b" stops improving.
             found = {1: (1.0 / t, 0.02 * t), 2: (float(t), 0.3), 4: (1.0 / t, 0.01 * t)}
             balancer.on_epoch({c: {"loss": loss, "accuracy": accuracy} for c, (loss, accuracy) in found.items()}, None)
