@@ -166,10 +166,15 @@ def train(config: Config, manifest: Manifest) -> dict[str, Any]:
         "best": light.best["step"],
         "parameters": sum(p.numel() for p in model.parameters()),
         "seconds": seconds,
-        "conflicts": [float(np.mean(part)) for part in np.array_split(conflicts, 4)] if conflicts else None,
+        "conflicts": _quarters(conflicts) if conflicts else None,
         "conflicts_after": float(np.mean(after)) if after else None,
         **{
             split: {str(c): cell[task.headline] for c, cell in light.matrix[split].items()}
             for split in ("validation", "test")
         },
     }
+
+
+def _quarters(looks: list[float]) -> list[float]:
+    """The mean of each quarter of the looks at the gradients; of fewer than four, the last one stands in."""
+    return [float(np.mean(part)) if len(part) else looks[-1] for part in np.array_split(looks, 4)]
