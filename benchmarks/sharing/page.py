@@ -134,7 +134,8 @@ def short(results: Sequence[Results]) -> str:
     ]
     lines.append(
         w.paragraph(
-            f"- How much there was to remove: of all pairs of sets, in the steps that were looked at with the mean loss, {w.listed(rates)} had "
+            f"- How much there was to remove: of all pairs of sets, in the steps that were looked at with the mean loss, "
+            f"{w.listed(rates)} had "
             "gradients that oppose each other.",
             "  ",
         )
