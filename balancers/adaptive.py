@@ -47,7 +47,7 @@ def cancelled(balancer: Balancer, optimizer: Optimizer) -> tuple[str, str] | Non
     name = type(getattr(optimizer, "optimizer", optimizer)).__name__
     return (
         f"Balancer {balancer.name!r} scales gradients (apply='gradient'), and {name} divides a factor that changes slowly out of "
-        "them again, so that little is left of the method",
+        "them again, so that little is left of the scaling",
         "use apply='update' (balancer.options.apply=update), which scales what the optimiser did, or an optimiser such as SGD",
     )
 

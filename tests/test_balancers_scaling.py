@@ -569,7 +569,7 @@ def test_a_method_that_scales_gradients_warns_of_adam(name):
     how = {"unimodal": balancers.get(name).accepts[0]}
     sentence = (
         rf"^Balancer '{name}' scales gradients \(apply='gradient'\), and AdamW divides a factor that changes slowly out of them "
-        r"again, so that little is left of the method: use apply='update' \(balancer.options.apply=update\), which scales what "
+        r"again, so that little is left of the scaling: use apply='update' \(balancer.options.apply=update\), which scales what "
         r"the optimiser did, or an optimiser such as SGD\.$"
     )
     with pytest.warns(UserWarning, match=sentence) as told:

@@ -214,7 +214,7 @@ def test_estimates_are_looked_at(asked, data):
     # The default optimiser is AdamW; what a worker of Ray warns of is not shown.
     assert said(here(), "balancer=ogm") == (
         "Balancer 'ogm' scales gradients (apply='gradient'), and AdamW divides a factor that changes slowly out of them again, "
-        "so that little is left of the method. Use apply='update' (balancer.options.apply=update), which scales what the "
+        "so that little is left of the scaling. Use apply='update' (balancer.options.apply=update), which scales what the "
         "optimiser did, or an optimiser such as SGD."
     )
     assert said(here(), "balancer=ogm", "balancer.options.apply=update") == ""
