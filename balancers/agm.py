@@ -6,9 +6,10 @@ from math import exp, factorial, log
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
+from equipoise.balancers.balancer import Balancer
 from equipoise.balancers.context import StepContext
 from equipoise.balancers.modulation import Modulation
 
@@ -39,8 +40,9 @@ class AGM(Modulation):
     tasks = ("classification", "multilabel")
     weights_from_statistics = True
 
-    class Options(BaseModel):
-        model_config = ConfigDict(frozen=True, extra="forbid")
+    class Options(Balancer.Options):
+        """How strongly, and what is scaled."""
+
         alpha: float = Field(1.0, ge=0, le=10, description="how strongly a part that runs ahead is slowed")
         apply: Literal["gradient", "update"] = "gradient"
 

@@ -50,7 +50,7 @@ class Balancer:
     """
 
     class Options(BaseModel):
-        """No options."""
+        """The options of a method and their defaults: unknown ones are errors. Here: none."""
 
         model_config = ConfigDict(frozen=True, extra="forbid")
 

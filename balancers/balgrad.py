@@ -4,7 +4,7 @@ import math
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -39,8 +39,9 @@ class BalGrad(Balancer):
     tasks = ("classification", "multilabel")
     weights_from_statistics = True
 
-    class Options(BaseModel):
-        model_config = ConfigDict(frozen=True, extra="forbid")
+    class Options(Balancer.Options):
+        """How the KL losses are weighed, and whether the fused gradient is projected."""
+
         reweight: bool = Field(True, description="weigh each KL loss; without it, every weight is 1 / M")
         project: bool = Field(True, description="project the fused gradient where it opposes the KL gradient")
         weights: Literal["loss", "equal", "norm", "inverse", "softmax"] = Field(

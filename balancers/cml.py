@@ -1,7 +1,7 @@
 """CML: calibrating multimodal learning."""
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from equipoise.balancers.balancer import Balancer
@@ -22,8 +22,9 @@ class CML(Balancer):
     losses = "fused, one without each modality, rising confidence"
     accepts = ("split", "heads", "coalition")
 
-    class Options(BaseModel):
-        model_config = ConfigDict(frozen=True, extra="forbid")
+    class Options(Balancer.Options):
+        """The weight of the penalty."""
+
         weight: float = Field(1.0, ge=0, description="weight of the penalty on rising confidence")
 
     def rows(self, batch: Batch, ctx: StepContext) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ from itertools import combinations
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from equipoise.balancers.balancer import Balancer
@@ -43,8 +43,9 @@ class GMD(Balancer):
     accepts = ("split", "heads", "coalition")
     tasks = ("classification", "multilabel", "regression", "segmentation")
 
-    class Options(BaseModel):
-        model_config = ConfigDict(frozen=True, extra="forbid")
+    class Options(Balancer.Options):
+        """Which sets of modalities, and how their gradients are calibrated and put together."""
+
         subsets: Literal["all"] | int = Field(
             "all", description="which sets of modalities: all, or so many a step, that of all modalities among them"
         )

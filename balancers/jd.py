@@ -6,10 +6,11 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from scipy.optimize import nnls
 from torch import Tensor
 
+from equipoise.balancers.balancer import Balancer
 from equipoise.balancers.context import StepContext
 from equipoise.balancers.gradients import Gradients
 from equipoise.balancers.min_norm import root
@@ -34,8 +35,9 @@ class JD(ModalityObjectives):
 
     name = "jd"
 
-    class Options(BaseModel):
-        model_config = ConfigDict(frozen=True, extra="forbid")
+    class Options(Balancer.Options):
+        """Which aggregator of TorchJD, and whose gradients it gets."""
+
         aggregator: Literal[
             "UPGrad", "DualProj", "AlignedMTL", "IMTLG", "MGDA", "PCGrad", "ConFIG", "GradDrop", "CAGrad", "FairGrad"
         ] = Field("UPGrad", description="the class of torchjd.aggregation")

@@ -3,9 +3,10 @@
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
+from equipoise.balancers.balancer import Balancer
 from equipoise.balancers.context import StepContext
 from equipoise.balancers.gradients import Gradients
 from equipoise.balancers.min_norm import min_norm_weights
@@ -26,8 +27,9 @@ class MGDA(ModalityObjectives):
 
     name = "mgda"
 
-    class Options(BaseModel):
-        model_config = ConfigDict(frozen=True, extra="forbid")
+    class Options(Balancer.Options):
+        """What the gradients are divided by, and whose are weighed."""
+
         normalization: Literal["none", "l2", "loss", "loss+"] = Field(
             "none", description="what a gradient is divided by while the weights are sought"
         )

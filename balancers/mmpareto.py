@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
+from equipoise.balancers.balancer import Balancer
 from equipoise.balancers.context import StepContext
 from equipoise.balancers.gradients import Gradients
 from equipoise.balancers.min_norm import min_norm_weights
@@ -32,8 +33,9 @@ class MMPareto(ModalityObjectives):
     name = "mmpareto"
     accepts = ("split", "heads")
 
-    class Options(BaseModel):
-        model_config = ConfigDict(frozen=True, extra="forbid")
+    class Options(Balancer.Options):
+        """How much larger, and what is scaled."""
+
         gamma: float = Field(1.5, gt=0, description="how much larger an encoder's gradient is made")
         apply: Literal["gradient", "update"] = "gradient"
 

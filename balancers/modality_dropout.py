@@ -3,9 +3,10 @@
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
+from equipoise.balancers.balancer import Balancer
 from equipoise.balancers.context import StepContext
 from equipoise.balancers.joint import Joint
 from equipoise.models.batch import Batch
@@ -22,8 +23,9 @@ class ModalityDropout(Joint):
     name = "modality_dropout"
     family = "data"
 
-    class Options(BaseModel):
-        model_config = ConfigDict(frozen=True, extra="forbid")
+    class Options(Balancer.Options):
+        """How often a modality is dropped."""
+
         p: float = Field(0.3, ge=0, lt=1, description="probability that a modality is dropped (independent)")
         distribution: Literal["independent", "uniform"] = "independent"
 

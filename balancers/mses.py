@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from math import isnan
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from equipoise.balancers.balancer import Family
+from equipoise.balancers.balancer import Balancer, Family
 from equipoise.balancers.context import StepContext
 from equipoise.balancers.modulation import Modulation
 from equipoise.balancers.summed import Summed
@@ -30,8 +30,9 @@ class MSES(Modulation, Summed):
     family: ClassVar[Family] = "gradient"
     accepts: ClassVar[tuple[Unimodal, ...]] = ("heads", "split", "coalition")
 
-    class Options(BaseModel):
-        model_config = ConfigDict(frozen=True, extra="forbid")
+    class Options(Balancer.Options):
+        """When a modality stops, the weight of its loss, and what is scaled."""
+
         patience: int = Field(10, ge=1, description="epochs without a lower validation loss, then a modality stops")
         weight: float = Field(1.0, ge=0, description="weight of each unimodal loss beside the fused one")
         apply: Literal["update", "gradient"] = "update"

@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from math import isfinite
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
+from equipoise.balancers.balancer import Balancer
 from equipoise.balancers.context import StepContext
 from equipoise.balancers.modulation import Modulation
 from equipoise.models.contract import MultimodalModel
@@ -27,8 +28,9 @@ class MSLR(Modulation):
     name = "mslr"
     tasks = ("classification", "multilabel", "regression", "segmentation")
 
-    class Options(BaseModel):
-        model_config = ConfigDict(frozen=True, extra="forbid")
+    class Options(Balancer.Options):
+        """Each modality's rate to begin with, and how it follows validation."""
+
         initial: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(
             {}, description="factor of a modality's learning rate to begin with, 1 where none is named"
         )
@@ -44,7 +46,7 @@ class MSLR(Modulation):
         super().check(model, task)
         for m in self.options.initial:
             if m not in model.modalities:
-                raise unknown("modality in option 'initial' of balancer 'mslr'", m, model.modalities)
+                raise unknown("modality in option 'initial' of balancer 'mslr':", m, model.modalities)
         self.modalities, self.headline, self.lower_is_better = model.modalities, task.headline, task.lower_is_better
 
     def objectives(self, ctx: StepContext) -> dict[str, Tensor]:

@@ -3,9 +3,10 @@
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
+from equipoise.balancers.balancer import Balancer
 from equipoise.balancers.context import StepContext
 from equipoise.balancers.modulation import Modulation
 
@@ -30,8 +31,9 @@ class OGM(Modulation):
     name = "ogm"
     accepts = ("split", "heads")
 
-    class Options(BaseModel):
-        model_config = ConfigDict(frozen=True, extra="forbid")
+    class Options(Balancer.Options):
+        """How strongly, in which epochs, and what is scaled."""
+
         alpha: float = Field(0.3, ge=0, description="how strongly the modality that is ahead is slowed")
         apply: Literal["gradient", "update"] = "gradient"
         starts: int = Field(0, ge=0, description="first epoch that is modulated")

@@ -2,9 +2,10 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
+from equipoise.balancers.balancer import Balancer
 from equipoise.balancers.conflicts import random_orders, remove_conflicts
 from equipoise.balancers.context import StepContext
 from equipoise.balancers.gradients import Gradients
@@ -25,8 +26,9 @@ class PCGrad(ModalityObjectives):
 
     name = "pcgrad"
 
-    class Options(BaseModel):
-        model_config = ConfigDict(frozen=True, extra="forbid")
+    class Options(Balancer.Options):
+        """How the projected gradients are put together."""
+
         reduction: Literal["sum", "mean"] = Field("sum", description="how the projected gradients are put together")
 
     def combine(self, gradients: Gradients, ctx: StepContext) -> Tensor:

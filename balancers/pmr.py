@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -33,8 +33,9 @@ class PMR(Balancer):
     losses = "fused, prototypes of what lags, entropy of what leads"
     weights_from_statistics = True
 
-    class Options(BaseModel):
-        model_config = ConfigDict(frozen=True, extra="forbid")
+    class Options(Balancer.Options):
+        """The weights of the prototype loss and of the entropy, and how a prototype moves."""
+
         alpha: float = Field(1.0, ge=0, description="weight of the prototype loss")
         momentum: float = Field(0.9, ge=0, lt=1, description="how much of a prototype stays in a step")
         entropy: float = Field(0.01, ge=0, description="weight of the entropy of the modality that leads")

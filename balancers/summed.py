@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from equipoise.balancers.balancer import Balancer, Family
@@ -23,10 +23,9 @@ class Summed(Balancer):
     tasks = ("classification", "multilabel", "regression", "segmentation")
     accepts: ClassVar[tuple[Unimodal, ...]] = ("split", "heads")
 
-    class Options(BaseModel):
+    class Options(Balancer.Options):
         """`weight` of every unimodal loss beside the fused one, whose weight is 1."""
 
-        model_config = ConfigDict(frozen=True, extra="forbid")
         weight: float = Field(1.0, ge=0, description="weight of each unimodal loss beside the fused one")
 
     def objectives(self, ctx: StepContext) -> dict[str, Tensor]:
