@@ -114,6 +114,11 @@ class Config(Section):
     report: bool = Field(True, description="write report.html at the end")
     max_failures: int = Field(3, ge=0, description="how often lost workers are started again")
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int | None = Field(
+        None,
+        ge=1,
+        description="torch threads of every worker and actor; None: the cores over the processes that compute",
+    )
 
     @model_validator(mode="before")
     @classmethod

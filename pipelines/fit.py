@@ -48,30 +48,30 @@ def fit(config: str | Path | Mapping[str, Any], *arguments: str, verbose: bool =
     return fit_config(made, verbose=verbose)
 
 
-def fit_config(config: Config, verbose: bool = False) -> Run:
-    """`fit` for a configuration that has been read."""
+def fit_config(config: Config, verbose: bool = False, callbacks: Sequence[Any] = ()) -> Run:
+    """`fit` for a configuration that has been read; `callbacks` are of Ray Train (`ray.train.UserCallback`)."""
     config = config.model_copy(
         update={"data": str(Path(config.data).resolve()), "out": str(Path(config.out).resolve())}
     )
     manifest = preflight(config)
     run = Run(config.out, config)
-    with alone(run):
+    with alone(run.path):
         check_folder(config)  # once more: now nobody else is at work on it
         _claim(run, manifest)
         assert run.manifest  # refused here if the data set changed since the run began
         if not run.finished:
-            _fit(run, manifest, verbose)
+            _fit(run, manifest, verbose, callbacks)
     return run
 
 
-def _fit(run: Run, manifest: Manifest, verbose: bool) -> None:
+def _fit(run: Run, manifest: Manifest, verbose: bool, callbacks: Sequence[Any]) -> None:
     config = run.config
     resources = look(verbose)
     seats = take_seats(config, resources)
     console = Console(stderr=True)
     for concern in concerns(config, manifest, resources, seats):
         console.print(Text.assemble(("look: ", "yellow"), f"{concern.what} {concern.do}"))
-    start_ray(resources, seats, verbose)
+    start_ray(resources, seats.cpus, verbose)
     await_seats(seats, console)
     import ray
 
@@ -80,7 +80,7 @@ def _fit(run: Run, manifest: Manifest, verbose: bool) -> None:
     conductor = start_conductor(seats) if config.valuation.lag else None
     try:
         with ProgressDisplay(run.path / "progress.json", console):
-            _train(run, valuers, conductor, seats, ours=not resources.cluster)
+            _train(run, valuers, conductor, seats, callbacks, ours=not resources.cluster)
             if config.valuation.final:
                 _value_best(run, valuers)
             write_card(run)
@@ -106,7 +106,9 @@ def _value_best(run: Run, valuers: Sequence[Any]) -> None:
         run_sweep(best)
 
 
-def _train(run: Run, valuers: Sequence[Any], conductor: Any, seats: Seats, ours: bool) -> None:
+def _train(
+    run: Run, valuers: Sequence[Any], conductor: Any, seats: Seats, callbacks: Sequence[Any], ours: bool
+) -> None:
     import ray.train
     from ray.train.torch import TorchTrainer
 
@@ -134,6 +136,7 @@ def _train(run: Run, valuers: Sequence[Any], conductor: Any, seats: Seats, ours:
             # A new name an attempt: our own checkpoints say where to go on, not Ray's record of a run.
             name=f"attempt-{len(list(attempts.glob('attempt-*'))):03d}",
             storage_path=str(attempts),
+            callbacks=list(callbacks),
             failure_config=ray.train.FailureConfig(  # type: ignore[call-arg]  # mypy sees the class of Ray Train V1
                 max_failures=run.config.max_failures,
                 # By default Ray tries for ever to start workers for which there is no room.

@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -18,24 +19,22 @@ from equipoise.pipelines.run import Run
 
 
 @contextmanager
-def alone(run: Run) -> Iterator[None]:
-    """Keep the run folder to this process until the block ends; the system gives it back however the process ends.
+def alone(folder: Path, command: str = "equipoise fit", what: str = "run folder") -> Iterator[None]:
+    """Keep a folder to this process until the block ends; the system gives it back however the process ends.
 
     Raises:
         EquipoiseError: another process is at work on it.
     """
     try:
-        run.path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(run.path / ".lock", timeout=0)
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock", timeout=0)
         lock.acquire()
     except OSError as error:
         if isinstance(error, Timeout):
             raise EquipoiseError(
-                f"Another `equipoise fit` is at work in {run.path}: wait for it, stop it, or choose another out=..."
+                f"Another `{command}` is at work in {folder}: wait for it, stop it, or choose another out=..."
             ) from None
-        raise EquipoiseError(
-            f"Cannot write the run folder {run.path}: {error.strerror}. Choose another out=..."
-        ) from None
+        raise EquipoiseError(f"Cannot write the {what} {folder}: {error.strerror}. Choose another out=...") from None
     try:
         yield
     finally:

@@ -92,7 +92,7 @@ def start_valuers(seats: Seats) -> list[Any]:
     from equipoise.pipelines.valuer import Valuer
 
     seat = seats.actor
-    options: dict[str, Any] = {"num_cpus": seat.cpus, "num_gpus": seat.gpus}
+    options: dict[str, Any] = {"num_cpus": seat.cpus, "num_gpus": seat.gpus, "scheduling_strategy": _anywhere()}
     if seats.shared_gpus:
         # A share of some GPU brings an actor to the right node; it then takes one of all that the node has, in turn.
         options["runtime_env"] = {"env_vars": {"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1"}}
@@ -114,5 +114,12 @@ def start_conductor(seats: Seats) -> Any:
 
     from equipoise.pipelines.between import Conductor
 
-    actor = ray.remote(max_restarts=-1, max_task_retries=-1, num_cpus=0)(Conductor)
+    actor = ray.remote(max_restarts=-1, max_task_retries=-1, num_cpus=0, scheduling_strategy=_anywhere())(Conductor)
     return actor.remote(1, seats.actor.cores)
+
+
+def _anywhere() -> Any:
+    """Outside the placement group of this process: that of a trial of Tune has room for the trial's own process alone."""
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    return PlacementGroupSchedulingStrategy(placement_group=None)  # type: ignore[arg-type]  # it says None in words

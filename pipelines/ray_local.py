@@ -11,7 +11,7 @@ from typing import Any
 
 from equipoise.models.errors import EquipoiseError
 from equipoise.pipelines.machine import cores, free_memory, store_bytes
-from equipoise.pipelines.seats import Node, Resources, Seats
+from equipoise.pipelines.seats import Node, Resources
 
 
 def look(verbose: bool = False) -> Resources:
@@ -45,13 +45,13 @@ def joins() -> bool:
     return bool(os.environ.get("RAY_ADDRESS")) or ("ray" in sys.modules and sys.modules["ray"].is_initialized())
 
 
-def start_ray(resources: Resources, seats: Seats, verbose: bool = False) -> None:
-    """Start Ray with what the seats need, quietly unless `verbose`, with usage statistics off; unless it is there already."""
+def start_ray(resources: Resources, cpus: int, verbose: bool = False, dashboard: bool = False) -> None:
+    """Start Ray with so many logical CPUs, quietly unless `verbose`, with usage statistics off; unless it is there already."""
     if not resources.cluster:
         # The controller looks at its workers once in this time, and a report waits for it: at the default of 2 s an
         # epoch of a small data set would be all waiting.
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-        _init(verbose, num_cpus=seats.cpus, num_gpus=resources.gpus, include_dashboard=False)
+        _init(verbose, num_cpus=cpus, num_gpus=resources.gpus, include_dashboard=dashboard)
 
 
 def _init(verbose: bool, **options: Any) -> None:

@@ -103,8 +103,8 @@ def take_seats(config: Config, resources: Resources) -> Seats:
 
     `valuation.placement`: "shared" actors take turns with the workers on the same cores, and sit on the GPUs that workers
     leave or, where they leave none, share theirs; "separate" ones get cores of their own on one machine, or whole GPUs of
-    their own; "cpu" ones never get a GPU. Threads a process are the cores over the processes that compute at the same time:
-    with lag 0 workers or actors, with lag 1 both.
+    their own; "cpu" ones never get a GPU. Threads a process are what `threads` says, or the cores over the processes that
+    compute at the same time: with lag 0 workers or actors, with lag 1 both.
 
     Raises:
         EquipoiseError: what is asked for does not fit.
@@ -131,6 +131,8 @@ def take_seats(config: Config, resources: Resources) -> Seats:
         threads = len(worker_cores) // workers, len(actor_cores) // actors
     else:
         threads = (_threads(places, resources, config.valuation.lag == 1),) * 2
+    if config.threads is not None:
+        threads = (config.threads,) * 2
     return Seats(
         device=device,
         actor_device="cuda" if actor_gpus else "cpu",

@@ -55,6 +55,14 @@ def test_closed_forms_on_one_machine(cores, workers, actors, lag, cpus, threads,
         assert (seat.cpus, seat.gpus, seat.threads, seat.cores) == (1, 0, threads, None)
 
 
+@pytest.mark.parametrize("placement", ["shared", "separate"])
+def test_threads_that_are_named_are_those_of_worker_and_actor(placement):
+    made = load_config(config(2, 1, placement).model_dump(), {"threads": 3})
+    seats = take_seats(made, machine(8))
+    assert (seats.worker.threads, seats.actor.threads) == (3, 3)
+    assert (seats.worker.cores is None) == (placement == "shared")
+
+
 @pytest.mark.parametrize("total", [2, 3, 5, 8])
 def test_a_ray_that_is_there_gives_the_threads_of_this_machine(total):
     # Its CPUs are counted as they are; they only schedule.
