@@ -19,7 +19,7 @@ from equipoise.pipelines.run import Run
 
 
 @contextmanager
-def alone(folder: Path, command: str = "equipoise fit", what: str = "run folder") -> Iterator[None]:
+def alone(folder: Path, command: str = "fit", what: str = "run folder") -> Iterator[None]:
     """Keep a folder to this process until the block ends; the system gives it back however the process ends.
 
     Raises:
@@ -32,7 +32,7 @@ def alone(folder: Path, command: str = "equipoise fit", what: str = "run folder"
     except OSError as error:
         if isinstance(error, Timeout):
             raise EquipoiseError(
-                f"Another `{command}` is at work in {folder}: wait for it, stop it, or choose another out=..."
+                f"Another `equipoise {command}` is at work in {folder}: wait for it, stop it, or choose another out=..."
             ) from None
         raise EquipoiseError(f"Cannot write the {what} {folder}: {error.strerror}. Choose another out=...") from None
     try:
