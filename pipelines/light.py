@@ -5,7 +5,8 @@ For studies of many small trainings, where starting Ray would cost more than tra
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from equipoise.models import MultimodalModel, Task, to_batch
 from equipoise.pipelines.assembly import assemble, autocast_dtype
 from equipoise.pipelines.config import Config
 from equipoise.pipelines.early_stopping import EarlyStopping
+from equipoise.pipelines.objectives import objectives
 from equipoise.pipelines.optimizers import build_optimizer, build_schedule
 from equipoise.pipelines.sweep_schedule import SweepSchedule
 from equipoise.valuation import EntryList, Plan, Values, sweep
@@ -32,8 +34,9 @@ class LightRun:
     """A finished training.
 
     `model` has the best epoch's weights, in eval mode; `values` {split: score tables by it} and `matrix` {split: metrics by
-    coalition id} are of validation and test. `best` is {"epoch", "step", "metric", "value", "loss"} of that epoch on
-    validation, `epochs` a row an epoch, `steps` a row a step (as in steps.parquet), `last` the weights after the last step.
+    coalition id} are of the splits asked for. `best` is {"epoch", "step", "metric", "value", "loss"} of that epoch on
+    validation. `epochs`: the same a row an epoch, with the objectives of a search and the seconds since the start;
+    `steps`: a row a step, as in steps.parquet; `last`: the weights after the last step.
     `seen` int64 [train rows, M + 1]: how often a row was trained on in all steps, padding included: by copies that keep
     modality m alone, and, last column, whole.
     """
@@ -48,9 +51,17 @@ class LightRun:
     seen: np.ndarray
 
 
-def train_light(config: Config) -> LightRun:
+def train_light(
+    config: Config,
+    splits: Sequence[str] = ("validation", "test"),
+    on_epoch: Callable[[Mapping[str, Any]], None] | None = None,
+) -> LightRun:
     """Train to the end of the budget of `config`, as `fit` with workers=1 would: the same entry lists and global batches,
     sweeps, plans and order of updates, and the same best epoch (headline metric on validation, then the lower loss).
+
+    Args:
+        splits: what the best model is valued on at the end; a search, which must not see test, leaves that out.
+        on_epoch: called with the row of each epoch (see `LightRun.epochs`) when it has been validated.
 
     Not used: `out`, `workers`, `actors`, `checkpoint`, `tracker`, `report`, and of `valuation` all but `batch_size` and
     `lag`. `device` "auto" is the CPU. Torch keeps the threads that it has.
@@ -59,7 +70,9 @@ def train_light(config: Config) -> LightRun:
     reader = Reader(config.data)
     manifest, names = reader.manifest, reader.manifest.names
     task, num_rows, full = manifest.build_task(), manifest.splits["train"].rows, 2 ** len(names) - 1
-    columns = {name: reader.read(name, np.arange(split.rows)) for name, split in manifest.splits.items()}
+    began = time.perf_counter()
+    needed = {"train", "validation", *splits}
+    columns = {n: reader.read(n, np.arange(split.rows)) for n, split in manifest.splits.items() if n in needed}
     if config.impairment is not None:
         columns["train"]["present"] = reader.present("train", config.impairment)
     model = assemble(config, manifest).to(device)
@@ -128,7 +141,11 @@ def train_light(config: Config) -> LightRun:
         if not best or (better, -validation_loss) > (task.score({task.headline: best["value"]}), -best["loss"]):
             best, weights = row, _weights(model)
         stopping.update(epoch, better)
-        epochs.append({**row, "train_loss": loss, "entries": entries.total - entries.padding})
+        aims, seconds = objectives(cell, task, names), time.perf_counter() - began
+        entered_rows = entries.total - entries.padding
+        epochs.append({**row, **aims, "train_loss": loss, "entries": entered_rows, "seconds": seconds})
+        if on_epoch is not None:
+            on_epoch(epochs[-1])
         epoch += 1
 
         done, ended = epoch - 1, over()
@@ -149,7 +166,7 @@ def train_light(config: Config) -> LightRun:
 
     last = _weights(model)
     model.load_state_dict(weights)
-    found = {name: valued(columns[name], thorough=True) for name in ("validation", "test")}
+    found = {name: valued(columns[name], thorough=True) for name in splits}
     values = {name: joined(chunks) for name, (chunks, _) in found.items()}
     return LightRun(
         model.eval(), values, {name: matrix for name, (_, matrix) in found.items()}, best, epochs, made, last, seen

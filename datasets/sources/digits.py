@@ -17,10 +17,10 @@ _CUT = 5
 _TERMS = "UCI ML hand-written digits (test set), as shipped with scikit-learn (BSD-3-Clause)."
 
 
-def load(*, seed: int = 0) -> Source:
+def load(*, seed: int = 0, test_seed: int | None = None) -> Source:
     """`left` float32 (8, 5) and `right` (8, 3), pixels 0 .. 16; stratified 70 / 15 / 15 split fixed by `seed`."""
     digits = load_digits()
-    split = stratified(digits.target, seed)
+    split = stratified(digits.target, seed, test_seed)
 
     def stream() -> Iterator[dict[str, Any]]:
         for i, image in enumerate(digits.images.astype(np.float32)):

@@ -39,7 +39,14 @@ _TERMS = (
 )
 
 
-def load(*, text: str = "name", held_out: str = "rows", node_modules: str | None = None, seed: int = 0) -> Source:
+def load(
+    *,
+    text: str = "name",
+    held_out: str = "rows",
+    node_modules: str | None = None,
+    seed: int = 0,
+    test_seed: int | None = None,
+) -> Source:
     """`image`, a PNG of 64 x 64 pixels (RGBA), and `text`, the emoji's "name" or its "keywords"; eight
     categories.
 
@@ -57,7 +64,10 @@ def load(*, text: str = "name", held_out: str = "rows", node_modules: str | None
     words = {e["unified"]: e["name"] for e in emoji} if text == "name" else _keywords(emoji, node_modules)
     category = [e["category"] for e in emoji]
     subcategory = [f"{e['category']} / {e['subcategory']}" for e in emoji]
-    split = stratified(category, seed) if held_out == "rows" else stratified_groups(category, subcategory, seed)
+    if held_out == "rows":
+        split = stratified(category, seed, test_seed)
+    else:
+        split = stratified_groups(category, subcategory, seed, test_seed=test_seed)
 
     def stream() -> Iterator[dict[str, Any]]:
         for i, e in enumerate(emoji):

@@ -28,7 +28,7 @@ _TERMS = (
 )
 
 
-def load(*, held_out: str = "blocks", fold: int = 0, seed: int = 0) -> Source:
+def load(*, held_out: str = "blocks", fold: int = 0, seed: int = 0, test_seed: int | None = None) -> Source:
     """`accelerometer` float32 (16,), statistics of a window, and `audio` float32 (36,), its MFCCs.
 
     `held_out`, what validation and test are made of: "blocks", of 25 rows in a row; "rows"; or "runs": test is every
@@ -42,13 +42,17 @@ def load(*, held_out: str = "blocks", fold: int = 0, seed: int = 0) -> Source:
         raise EquipoiseError(f"fold must be one of 0..{FOLDS - 1}, found {fold!r}.")
     if fold and held_out != "runs":
         raise EquipoiseError(f"fold={fold} has no meaning with held_out={held_out!r}: choose by seed instead.")
+    if test_seed is not None and held_out == "runs":
+        raise EquipoiseError(
+            "test_seed has no meaning with held_out='runs', whose test rows the fold fixes: leave it out."
+        )
     table = pd.read_csv(package_file("htad", "multiviewstacking", "multiviewstacking/data/htad.csv", _INSTALL))
     target = table["class"].to_numpy()
     run, block = _runs(target)
     if held_out == "rows":
-        split = stratified(target, seed)
+        split = stratified(target, seed, test_seed)
     elif held_out == "blocks":
-        split = stratified_groups(target, block, seed)
+        split = stratified_groups(target, block, seed, test_seed=test_seed)
     else:
         known = _nth_of_its_class(target, run) % FOLDS != fold
         split = np.where(known, "train", "test").astype(object)

@@ -27,7 +27,7 @@ _TERMS = (
 )
 
 
-def load(*, views: str | Sequence[str] = tuple(VIEWS), seed: int = 0) -> Source:
+def load(*, views: str | Sequence[str] = tuple(VIEWS), seed: int = 0, test_seed: int | None = None) -> Source:
     """A modality a view, float32 (n,), in the order of `views` (names, also as one string with commas); stratified
     70 / 15 / 15 split fixed by `seed`.
 
@@ -43,7 +43,7 @@ def load(*, views: str | Sequence[str] = tuple(VIEWS), seed: int = 0) -> Source:
     # The first line numbers the columns, the last column is the digit; all files have the same order of rows.
     tables = {name: pd.read_csv(folder / f"mfeat-{name}.csv").to_numpy() for name in names}
     target = tables[names[0]][:, -1].astype(int)
-    split = stratified(target, seed)
+    split = stratified(target, seed, test_seed)
 
     def stream() -> Iterator[dict[str, Any]]:
         for i, digit in enumerate(target.tolist()):

@@ -34,6 +34,7 @@ def load(
     held_out: str = "stamps",
     stamps: str = "/usr/share/tuxpaint/stamps",
     seed: int = 0,
+    test_seed: int | None = None,
 ) -> Source:
     """`image`, a PNG fitted into `size` x `size` pixels (RGBA); `text`, the stamp's description in the language `text`;
     `speech`, the description spoken in `language`, an OGG file.
@@ -62,7 +63,10 @@ def load(
         raise unknown("language of the option text", str(text), sorted(set().union(*described)))
     category = [_category(root, picture) for picture in pictures]
     folder = [str(picture.parent.relative_to(root)) for picture in pictures]
-    split = stratified(category, seed) if held_out == "stamps" else stratified_groups(category, folder, seed)
+    if held_out == "stamps":
+        split = stratified(category, seed, test_seed)
+    else:
+        split = stratified_groups(category, folder, seed, test_seed=test_seed)
 
     def stream() -> Iterator[dict[str, Any]]:
         for i, picture in enumerate(pictures):
