@@ -119,6 +119,26 @@ def report(
 
 
 @app.command()
+def compare(
+    config: Annotated[Path, typer.Argument(help="a YAML file, such as examples/compare.yaml")],
+    overrides: Overrides = None,
+    rebuild: Annotated[
+        bool, typer.Option("--rebuild", help="train nothing, write the tables of what is there")
+    ] = False,
+) -> None:
+    """Compare methods with equal tuning and equal steps. The same command goes on with an unfinished comparison."""
+    from equipoise.pipelines.comparing.compare import compare
+
+    try:
+        files = compare(config, *(overrides or []), rebuild=rebuild)
+    except KeyboardInterrupt:
+        again = shlex.join(["equipoise", "compare", str(config), *(overrides or [])])
+        Console(stderr=True).print(Text(f"Stopped; what is made is kept. To go on:\n  {again}"), soft_wrap=True)
+        raise typer.Exit(130) from None
+    console.print("\n".join(map(str, files)), soft_wrap=True)
+
+
+@app.command()
 def predict(
     run: Annotated[Path, typer.Argument(help="a run folder, or a folder that `equipoise export` wrote")],
     rows: Annotated[Path, typer.Argument(help="a csv or Parquet file, or a folder")],

@@ -54,6 +54,17 @@ def start_ray(resources: Resources, cpus: int, verbose: bool = False, dashboard:
         _init(verbose, num_cpus=cpus, num_gpus=resources.gpus, include_dashboard=dashboard)
 
 
+def start_tasks(processes: int, resources: Resources) -> bool:
+    """Start Ray for so many single-threaded tasks at a time, unless it is there already; whether it was started here."""
+    if joins():
+        _init(False)
+        return False
+    # A task's libraries take their threads from the environment, and Ray's own choice is not the number of its CPUs.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    _init(False, num_cpus=processes, num_gpus=resources.gpus, include_dashboard=False)
+    return True
+
+
 def _init(verbose: bool, **options: Any) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")

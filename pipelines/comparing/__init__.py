@@ -1,0 +1,1 @@
+"""Comparing methods fairly: equal tuning, equal optimiser steps, one look at test, tests of significance."""

@@ -1,0 +1,199 @@
+"""The configuration of a comparison: which methods, on which data, with how much tuning, over how many seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from equipoise import balancers, valuation
+from equipoise.models.errors import EquipoiseError, unknown
+from equipoise.pipelines.config import Section, pairs
+
+#: What every claim is judged against, so always run: plain training, unimodal losses, steps and copies without valuation,
+#: masks, and a model a modality.
+CONTROLS = ("joint", "summed", "joint+more_steps", "joint+random_copies", "modality_dropout", "ensemble")
+#: What every method is compared with.
+REFERENCES = ("joint", "summed")
+
+
+class DataSet(Section):
+    """A data set: one to prepare, `source` with its options, or one that is prepared, `path`.
+
+    A seed draws its own train and validation rows (`seed_as: seed`) or names the fold held out (`seed_as: fold`); those of
+    a prepared one are always the same, and seeds differ in the model's first weights and the order of rows.
+    """
+
+    source: str | None = None
+    options: dict[str, Any] = Field(default_factory=dict)
+    path: str | None = None
+    seed_as: Literal["seed", "fold"] | None = Field(None, description="seed, where there is a source")
+    seeds: int | None = Field(None, ge=1, description="at most so many")
+    methods: list[str] | None = Field(None, description="only these, `joint` and `summed` among them")
+    base: dict[str, Any] = Field(default_factory=dict, description="what differs from the base of all data sets")
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> DataSet:
+        if (self.source is None) == (self.path is None):
+            raise EquipoiseError(
+                "A data set of a comparison needs either `source` (what `equipoise prepare` takes) or `path` (what it wrote)."
+            )
+        if self.methods is not None and (lacking := [m for m in REFERENCES if m not in self.methods]):
+            raise EquipoiseError(
+                f"The `methods` of a data set leave out {' and '.join(lacking)}, which all are compared with: name them too."
+            )
+        return self
+
+
+class TuningConfig(Section):
+    """How much tuning every method gets on every data set: configurations of one seed, chosen on validation."""
+
+    configurations: int = Field(8, ge=1, description="of a method with one objective and no resampler")
+    several: int = Field(4, ge=1, description="of the others, which cost a multiple")
+    seed: int = Field(0, ge=0, description="of the design; every method gets the same learning rates and weight decays")
+
+
+class CompareConfig(Section):
+    """Everything that a comparison is made of. Unknown keys are errors."""
+
+    out: str = Field(description="folder of the runs and the results")
+    data: dict[str, DataSet]
+    balancers: list[str] | Literal["all"] = "all"
+    resamplers: list[str] | Literal["all"] = Field("all", description="run with each of `resampled`")
+    resampled: list[str] = Field(["joint"], description="balancers that are also run with the resamplers")
+    seeds: int = Field(5, ge=1)
+    tuning: TuningConfig = TuningConfig()
+    select: Literal["score", "full", "missing"] = Field(
+        "score", description="on validation: full, the mean with one modality missing, or the mean of the two"
+    )
+    equal_time: bool = Field(True, description="run everything once more with the processor time of joint")
+    severity: int = Field(3, ge=1, le=5, description="of the noise on test rows")
+    base: dict[str, Any] = Field(default_factory=dict, description="of every training, as in a configuration of `fit`")
+    space: dict[str, Any] = Field(
+        default_factory=dict, description="changes of what is searched along with every method"
+    )
+    jobs: int | None = Field(None, ge=1, description="trainings at a time; None: a core or a GPU each")
+
+    @field_validator("data")
+    @classmethod
+    def _some(cls, value: dict[str, DataSet]) -> dict[str, DataSet]:
+        if not value:
+            raise EquipoiseError("A comparison needs one data set or more under `data`.")
+        for name in value:
+            if not name or "/" in name or name.startswith("."):
+                raise EquipoiseError(f"A data set cannot be called {name!r}: its name becomes a folder.")
+        return value
+
+    @model_validator(mode="after")
+    def _known(self) -> CompareConfig:
+        for kind, named, known in (
+            ("balancer", [*self._named("balancers"), *self.resampled], balancers.names()),
+            ("resampler", self._named("resamplers"), valuation.names()),
+        ):
+            for name in named:
+                if name not in known:
+                    raise unknown(kind, name, known)
+        everything = {method.label for method in self.methods()}
+        for name, data in self.data.items():
+            for label in data.methods or ():
+                if label not in everything:
+                    raise unknown(f"method of the data set {name!r}:", label, everything)
+        for key in self.space:
+            if key.split(".")[0] in ("balancer", "resampler"):
+                raise EquipoiseError(
+                    f"`space` cannot change {key!r}: every method has its own options, and their spaces lie in tune_spaces/."
+                )
+        for key in ("data", "out", "seed", "balancer", "resampler"):
+            if key in self.base:
+                raise EquipoiseError(f"`base` cannot set {key!r}: the comparison chooses it.")
+        return self
+
+    def _named(self, which: str) -> list[str]:
+        value = getattr(self, which)
+        return [] if value == "all" else list(value)
+
+    def methods(self) -> list[Method]:
+        """All methods, the controls first."""
+        plain = balancers.names() if self.balancers == "all" else self._named("balancers")
+        resamplers = valuation.names() if self.resamplers == "all" else self._named("resamplers")
+        wanted = [Method.of(label) for label in (*CONTROLS, *plain)]
+        wanted += [Method(balancer, name) for balancer in self.resampled for name in resamplers]
+        return list(dict.fromkeys(wanted))
+
+    def methods_of(self, name: str) -> list[Method]:
+        """Those that are run on a data set."""
+        only = self.data[name].methods
+        return [method for method in self.methods() if only is None or method.label in only]
+
+    def seeds_of(self, name: str) -> range:
+        return range(min(self.seeds, self.data[name].seeds or self.seeds))
+
+
+@dataclass(frozen=True)
+class Method:
+    """A balancer with a resampler."""
+
+    balancer: str
+    resampler: str = "none"
+
+    @classmethod
+    def of(cls, label: str) -> Method:
+        balancer, _, resampler = label.partition("+")
+        return cls(balancer, resampler or "none")
+
+    @property
+    def label(self) -> str:
+        return self.balancer if self.resampler == "none" else f"{self.balancer}+{self.resampler}"
+
+    @property
+    def several(self) -> bool:
+        """Whether a step costs a multiple: several gradients, or sweeps between epochs."""
+        return balancers.get(self.balancer).separate or self.resampler != "none"
+
+
+def load_compare(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> CompareConfig:
+    """Read a comparison from YAML or a mapping, with `key=value` overrides of its first level.
+
+    Raises:
+        EquipoiseError: what cannot be read, an unknown key or name, in a sentence.
+    """
+    if isinstance(source, Mapping):
+        raw, where = dict(source), "the configuration"
+    else:
+        where = str(source)
+        try:
+            raw = yaml.safe_load(Path(source).read_text())
+        except FileNotFoundError:
+            raise EquipoiseError(
+                f"No configuration at {where}: give a YAML file, such as examples/compare.yaml."
+            ) from None
+        except (UnicodeDecodeError, yaml.YAMLError) as error:
+            raise EquipoiseError(f"{where} is not YAML: {error}") from None
+        except OSError as error:
+            raise EquipoiseError(f"Cannot read the configuration {where}: {error.strerror}.") from None
+        if not isinstance(raw, dict):
+            raise EquipoiseError(f"{where} must hold `key: value` lines, such as `seeds: 5`.")
+    raw |= pairs(overrides)
+    try:
+        return CompareConfig.model_validate(raw)
+    except ValidationError as error:
+        raise _sentence(error, where) from None
+
+
+def _sentence(error: ValidationError, where: str) -> EquipoiseError:
+    first = next((e for e in error.errors() if e["type"] == "extra_forbidden"), error.errors()[0])
+    if isinstance(ours := first.get("ctx", {}).get("error"), EquipoiseError):
+        return ours
+    key = ".".join(map(str, first["loc"]))
+    if first["type"] == "extra_forbidden":
+        section: Any = (
+            DataSet if first["loc"][0] == "data" else TuningConfig if len(first["loc"]) > 1 else CompareConfig
+        )
+        return unknown(f"key in {where}:", key.rpartition(".")[2], section.model_fields)
+    if first["type"] == "missing":
+        return EquipoiseError(f"{where} gives no {key!r}: add `{key}: ...`.")
+    return EquipoiseError(f"Key {key!r} in {where}: {first['msg']}, found {first['input']!r}.")
