@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -16,6 +16,7 @@ from equipoise.datasets.impairment import Impairment
 from equipoise.models import ModelConfig
 from equipoise.models.errors import EquipoiseError, unknown
 
+S = TypeVar("S", bound=BaseModel)
 _NAMING = ("balancer", "balancer.name", "resampler", "resampler.name")
 
 
@@ -161,35 +162,47 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Mapping[str, 
     Raises:
         EquipoiseError: no such file, not a mapping, an unknown key (the nearest is named), a value out of bounds.
     """
-    if isinstance(source, Mapping):
-        raw, where = dict(source), "the configuration"
-    else:
-        where = str(source)
-        try:
-            raw = yaml.safe_load(Path(source).read_text())
-        except FileNotFoundError:
-            raise EquipoiseError(
-                f"No configuration at {where}: give a YAML file, such as examples/digits.yaml."
-            ) from None
-        except (UnicodeDecodeError, yaml.YAMLError) as error:
-            raise EquipoiseError(f"{where} is not YAML: {error}") from None
-        except OSError as error:
-            raise EquipoiseError(f"Cannot read the configuration {where}: {error.strerror}.") from None
-        if not isinstance(raw, dict):
-            raise EquipoiseError(f"{where} must hold `key: value` lines, such as `balancer: joint`.")
+    raw, where = read_mapping(source)
     if not isinstance(overrides, Mapping):
         overrides = pairs(overrides)
     raw = {k: {"name": v} if k in ("balancer", "resampler") and isinstance(v, str) else v for k, v in raw.items()}
     # Names, then short keys: `balancer=ogm balancer.options.alpha=0.1` means the same in either order.
     for key, value in sorted(overrides.items(), key=lambda item: (item[0] not in _NAMING, item[0].count("."))):
-        _set(raw, key, value)
+        override(raw, key, value)
+    return validated(Config, raw, where)
+
+
+def read_mapping(source: str | Path | Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """(what a YAML file or a mapping holds, what to call it in a sentence).
+
+    Raises:
+        EquipoiseError: no such file, or no mapping in it.
+    """
+    if isinstance(source, Mapping):
+        return dict(source), "the configuration"
+    where = str(source)
     try:
-        return Config.model_validate(raw)
+        raw = yaml.safe_load(Path(source).read_text())
+    except FileNotFoundError:
+        raise EquipoiseError(f"No configuration at {where}: give a YAML file, such as examples/digits.yaml.") from None
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise EquipoiseError(f"{where} is not YAML: {error}") from None
+    except OSError as error:
+        raise EquipoiseError(f"Cannot read the configuration {where}: {error.strerror}.") from None
+    if not isinstance(raw, dict):
+        raise EquipoiseError(f"{where} must hold `key: value` lines, such as `balancer: joint`.")
+    return raw, where
+
+
+def validated(kind: type[S], raw: Mapping[str, Any], where: str) -> S:
+    """A configuration of some kind from what a file holds, or the first error as a sentence."""
+    try:
+        return kind.model_validate(raw)
     except ValidationError as error:
-        raise _sentence(error, where) from None
+        raise _sentence(error, where, kind) from None
 
 
-def differing_keys(a: Config, b: Config) -> list[str]:
+def differing_keys(a: BaseModel, b: BaseModel) -> list[str]:
     """The dotted keys in which two configurations differ, with both values."""
     left, right = flat(a.model_dump()), flat(b.model_dump())
     return [
@@ -214,7 +227,8 @@ def _parse(text: str) -> tuple[str, Any]:
         raise EquipoiseError(f"The value of the override {text!r} is not YAML: {error}") from None
 
 
-def _set(raw: dict[str, Any], key: str, value: Any) -> None:
+def override(raw: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key of nested mappings."""
     *path, last = key.split(".")
     if key in _NAMING and isinstance(value, str):
         path, last = [], key.removesuffix(".name")
@@ -235,7 +249,7 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return out
 
 
-def _sentence(error: ValidationError, where: str) -> EquipoiseError:
+def _sentence(error: ValidationError, where: str, kind: type[BaseModel]) -> EquipoiseError:
     found = error.errors()
     # A misspelt key may leave a required one missing as well: name the misspelling.
     first = next((e for e in found if e["type"] == "extra_forbidden"), found[0])
@@ -244,13 +258,13 @@ def _sentence(error: ValidationError, where: str) -> EquipoiseError:
     path = [str(part) for part in first["loc"]]
     key = ".".join(path)
     if first["type"] == "extra_forbidden":
-        near = unknown("config key", path[-1], _section(path[:-1]).model_fields)
+        near = unknown("config key", path[-1], _section(path[:-1], kind).model_fields)
         inside = f" under {'.'.join(path[:-1])!r}" if path[:-1] else ""
         return EquipoiseError(f"{near}".replace(f"{path[-1]!r}:", f"{key!r} in {where}{inside}:", 1))
     if first["type"] == "missing":
         return EquipoiseError(f"{where} gives no {key!r}: add `{key}: ...` or pass {key}=... on the command line.")
     if first["type"] == "model_type":
-        keys = _section(path).model_fields
+        keys = _section(path, kind).model_fields
         return EquipoiseError(
             f"Config key {key!r} in {where} is a section with the keys {', '.join(keys)}, found {first['input']!r}: write "
             f"{key}.{next(iter(keys))}=..., or leave it out."
@@ -258,9 +272,9 @@ def _sentence(error: ValidationError, where: str) -> EquipoiseError:
     return EquipoiseError(f"Config key {key!r} in {where}: {first['msg']}, found {first['input']!r}.")
 
 
-def _section(path: Sequence[str]) -> type[BaseModel]:
+def _section(path: Sequence[str], kind: type[BaseModel]) -> type[BaseModel]:
     """The section at a path of keys. Under `model.encoders`, any modality's name leads to the same one."""
-    at: Any = Config
+    at: Any = kind
     for part in path:
         at = get_args(at)[1] if get_origin(at) is dict else at.model_fields[part].annotation
         if type(None) in get_args(at):  # an optional section

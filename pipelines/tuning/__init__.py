@@ -1,0 +1,1 @@
+"""`equipoise tune`: a search over the options of a balancer and a resampler, and the training parameters along with them."""
