@@ -79,6 +79,25 @@ def fit(
 
 
 @app.command()
+def tune(
+    config: Annotated[Path, typer.Argument(help="a YAML file, such as examples/tune-watch.yaml")],
+    overrides: Overrides = None,
+    verbose: Annotated[bool, typer.Option("--verbose", help="show Ray's own logs")] = False,
+) -> None:
+    """Search options and training parameters by validation. The same command goes on with an unfinished search."""
+    from equipoise.pipelines.tuning.shown import show
+    from equipoise.pipelines.tuning.tune import tune
+
+    try:
+        search = tune(config, *(overrides or []), verbose=verbose)
+    except KeyboardInterrupt as stopped:
+        again = shlex.join(["equipoise", "tune", str(config), *(overrides or [])])
+        Console(stderr=True).print(Text(f"{stopped or 'Stopped.'}\n  {again}"), soft_wrap=True)
+        raise typer.Exit(130) from None
+    show(search, console)
+
+
+@app.command()
 def evaluate(
     run: Annotated[Path, typer.Argument(help="a run folder")],
     split: Annotated[str, typer.Option(help="train, validation or test")] = "validation",

@@ -165,11 +165,8 @@ def load_tune(
     if isinstance(raw.get("out"), str):
         raw["out"] = str(Path(raw["out"]).resolve())
     if isinstance(base := raw.get("base"), str | Path | Mapping):
-        inside, its_name = read_mapping(base)
-        inside["out"] = str(Path(raw.get("out", "")) / "best")
-        found = load_config(
-            inside, {key.removeprefix("base."): v for key, v in given.items() if key.startswith("base.")}
-        )
+        inside = {key.removeprefix("base."): value for key, value in given.items() if key.startswith("base.")}
+        found = load_config(base, {**inside, "out": str(Path(str(raw.get("out", ""))) / "best")})
         raw["base"] = found.model_copy(update={"data": str(Path(found.data).resolve())})
     config = validated(TuneConfig, raw, where)
     config.check_space()

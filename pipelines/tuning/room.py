@@ -45,8 +45,8 @@ def room_for(config: TuneConfig, resources: Resources) -> Room:
         asked = f"cpus={config.cpus:g}" + (f" and gpus={config.gpus:g}" if config.gpus else "")
         each = asked if kind == "light" else f"workers={base.workers} and actors={base.actors}"
         raise EquipoiseError(
-            f"concurrent={wanted} {kind} trials of {each} do not fit: there are {_there(resources)}, room for {most} at once. Ask "
-            "for fewer, or leave concurrent out."
+            f"concurrent={wanted} {kind} trials of {each} do not fit: there are {_there(resources)}, room for {most} at once. "
+            "Ask for fewer, or leave concurrent out."
         )
     at_once = {kind: min(wanted or n, n) for kind, n in fits.items()}
     ours = [len(resources.cores), math.ceil(at_once.get("light", 0) * config.cpus)]

@@ -1,0 +1,79 @@
+"""What `equipoise tune` shows at its end."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from equipoise.pipelines.tables import table
+from equipoise.pipelines.tuning.tune import FinishedSearch
+
+_SHOWN = 10
+_PAGE = "equipoise.pipelines.tuning.page"
+
+
+def show(search: FinishedSearch, console: Console) -> None:
+    """The best trials, best against default on test, and where everything lies."""
+    trials, select = search.trials, search.select
+    fully = trials[trials["status"] == "done"].sort_values([select, "number"], ascending=[False, True])
+    names = [name for name in trials.columns if name.startswith("param/")]
+    rows = [
+        [
+            str(row["number"]) + ("*" if row["pareto"] else ""),
+            row["kind"],
+            *(f"{row[name]:.4f}" for name in ("full", "missing", "score")),
+            *(_short(row[name]) for name in names),
+        ]
+        for row in fully.head(_SHOWN).to_dict("records")
+    ]
+    counts = trials["status"].value_counts()
+    said = ", ".join(f"{counts[status]} {status}" for status in ("done", "stopped", "failed") if status in counts)
+    columns = [
+        "trial",
+        "kind",
+        "full",
+        "missing",
+        "score",
+        *(name.rpartition("/")[2].rpartition(".")[2] for name in names),
+    ]
+    console.print(
+        table(f"Validation, the best by {select} of {len(trials)} trials ({said}); *: Pareto front", columns, rows)
+    )
+    if search.confirmed is not None:
+        seeds, level = search.confirmed["seeds"], search.confirmed["level"]
+        shown = [
+            [
+                objective,
+                *(
+                    f"{sum(run[objective] for run in search.confirmed['test'][which]) / len(seeds):.4f}"
+                    for which in _WHICH
+                ),
+                f"{found['mean']:+.4f}",
+                f"{found['low']:+.4f} to {found['high']:+.4f}",
+            ]
+            for objective, found in search.confirmed["difference"].items()
+        ]
+        title = f"Test, best against default on {len(seeds)} new seeds"
+        console.print(table(title, ["", *_WHICH, "difference", f"{100 * level:.0f} % interval"], shown))
+    page = write_page(search.out)
+    lines = [f"{search.back}", f"best configuration: {search.out / 'best.yaml'}", *([f"page: {page}"] if page else [])]
+    console.print(Text("\n".join([*lines, f"next: equipoise fit {search.out / 'best.yaml'}"])), soft_wrap=True)
+
+
+_WHICH = ("default", "best")
+
+
+def write_page(out: Path) -> Path | None:
+    """The page of a search, where the module that writes it is there."""
+    if importlib.util.find_spec(_PAGE) is None:
+        return None
+    page: Path = importlib.import_module(_PAGE).write_page(out)
+    return page
+
+
+def _short(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

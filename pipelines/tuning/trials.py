@@ -1,0 +1,139 @@
+"""What a trial runs: one process with the whole training in it, or a whole run of `fit`. Both report a row an epoch."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from equipoise.models.errors import EquipoiseError
+from equipoise.pipelines.config import Config
+from equipoise.pipelines.objectives import objectives
+from equipoise.pipelines.run import Run
+from equipoise.pipelines.sentences import sentence_of
+from equipoise.pipelines.sweeps import read_result
+
+_AIMS = ("step", "full", "missing", "score")
+
+
+def light_trial(config: Config) -> None:
+    """Train in this process, with the threads that the configuration names, and report every epoch."""
+    import torch
+    from ray import tune
+
+    from equipoise.pipelines.light import train_light
+
+    torch.set_num_threads(config.threads or 1)
+    train_light(config, splits=(), on_epoch=lambda row: tune.report(reported(row)))
+
+
+def train_trial(config: Config) -> None:
+    """A run of `fit` in a folder of the trial; one that was begun there goes on. Rank 0's epochs reach Tune through Ray Train.
+
+    A run that had come to its end before its trial was told of reports its last epoch again.
+    """
+    from ray import tune
+
+    from equipoise.pipelines.fit import fit_config
+
+    over = Run(config.out, config).finished
+    run = fit_config(config, callbacks=[] if over else [_epochs(config)])
+    if over:
+        for epoch in run.epochs("validation"):
+            if isinstance(epoch, int):
+                tune.report(reported(row_of(run, epoch, 0.0)))
+
+
+def _epochs(config: Config) -> Any:
+    """A callback of Ray Train that reports a row an epoch to Tune; made inside of a trial."""
+    from ray.tune.integration.ray_train import TuneReportCallback
+
+    class Epochs(TuneReportCallback):
+        def __init__(self) -> None:
+            super().__init__()
+            self._began = time.monotonic()
+
+        def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+            row = row_of(Run(config.out, config), int(metrics[0]["epoch"]), time.monotonic() - self._began)
+            super().after_report(run_context, [reported(row)], None)
+
+    return Epochs()
+
+
+def row_of(run: Run, epoch: int, seconds: float) -> dict[str, Any]:
+    """The row of an epoch of a run, as a light trial reports it, from what the run left in its folder."""
+    task, names = run.manifest.build_task(), run.manifest.names
+    matrix = read_result(run.values_folder("validation", epoch)).matrix
+    cell = matrix[2 ** len(names) - 1]
+    steps = dict(zip(run.metrics["epoch"], run.metrics["step"]))
+    return {
+        "epoch": epoch,
+        "step": int(steps[epoch]),
+        "metric": task.headline,
+        "value": cell[task.headline],
+        "loss": cell["loss"],
+        **objectives(matrix, task, names),
+        "seconds": seconds,
+    }
+
+
+def reported(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What Tune is told of an epoch.
+
+    Raises:
+        EquipoiseError: an objective is not a number; nothing could be learnt from it.
+    """
+    for name in ("full", "missing"):
+        if not math.isfinite(row[name]):
+            raise EquipoiseError(
+                f"The objective {name!r} is {row[name]} after epoch {row['epoch']}: the training diverged."
+            )
+    return {**{name: row[name] for name in _AIMS}, "row": dict(row)}
+
+
+def trainable(kind: str, settings: Mapping[str, Any]) -> Callable[[dict[str, Any]], None]:
+    """The function of trials of a kind for Tune.
+
+    `settings`: "out", the folder of the search, and "base" and "threads". An error of the training itself is reported, not
+    raised: Tune would try it again, which only helps where a process died.
+    """
+
+    def trial(suggested: dict[str, Any]) -> None:
+        from ray import tune
+
+        try:
+            config = run_of(kind, settings, suggested["number"], suggested["params"])
+            (light_trial if kind == "light" else train_trial)(config)
+        except Exception as error:
+            said = sentence_of(error)
+            text = (
+                str(said) if said else f"{type(error).__name__}: {str(error).strip() or 'no message'}".splitlines()[0]
+            )
+            tune.report({**dict.fromkeys(_AIMS, 0), "error": text})
+
+    return trial
+
+
+def run_of(kind: str, settings: Mapping[str, Any], number: int, params: Mapping[str, Any]) -> Config:
+    """The configuration that a trial trains with, in its own folder, without what only a run to keep needs."""
+    made = complete(kind, settings, params)
+    quick = {
+        "out": str(Path(settings["out"]) / "trials" / f"{number:04d}" / "run"),
+        "tracker": "none",
+        "report": False,
+        "valuation": made.valuation.model_copy(update={"final": False}),
+    }
+    return made.model_copy(update=quick)
+
+
+def complete(kind: str, settings: Mapping[str, Any], params: Mapping[str, Any]) -> Config:
+    """The run that repeats a trial with `fit`, bit for bit: workers, device and threads are those of the trial."""
+    from equipoise.pipelines.config import load_config
+
+    made = load_config(settings["base"], dict(params))
+    own: dict[str, Any] = {"threads": settings["threads"]}
+    if kind == "light":
+        own |= {"workers": 1, "device": settings["device"]}
+    return made.model_copy(update=own)
