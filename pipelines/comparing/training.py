@@ -7,6 +7,7 @@ import json
 import math
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -183,11 +184,9 @@ class Memory:
     """
 
     def __init__(self) -> None:
-        try:
+        with suppress(AttributeError, OSError):
             # What an earlier training freed is still in the allocator, and would hide what this one needs.
             ctypes.CDLL(None).malloc_trim(0)
-        except (AttributeError, OSError):
-            pass
         try:
             Path("/proc/self/clear_refs").write_text("5")
             self._began = self._status("VmRSS")
