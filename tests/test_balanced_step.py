@@ -25,14 +25,6 @@ from equipoise.models.fusion import FUSIONS
 NAMES = balancers.names()
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def fitting(balancer):
     """What a model of a balancer is built with."""
     fusion = (

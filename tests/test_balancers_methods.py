@@ -19,14 +19,6 @@ from equipoise.models.encoders import MLP
 FULL = 5  # `global_batch(FULL)`: no row has "b"; the others miss some of each
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def parameters(model):
     return {name: p.detach().numpy().copy() for name, p in model.named_parameters()}
 

@@ -34,14 +34,6 @@ QUIET = pytest.mark.filterwarnings("ignore:Balancer .* scales gradients")
 APPLY = [name for name, kind in REGISTRY.items() if "apply" in kind.Options.model_fields]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def sgd(p, **how):
     return torch.optim.SGD(p, **{"lr": 1.0, **how})
 

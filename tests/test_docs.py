@@ -83,15 +83,6 @@ def folder(tmp_path_factory):
     return root
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """The pages' networks are tiny: two threads would only wait for each other where other tests run beside these."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def blocks(name: str) -> Iterator[tuple[int, str]]:
     """(line, code) of a page's Python blocks, but for those under a `<!-- not run: why -->`."""
     for match in re.finditer(r"(<!-- not run: .+? -->\n)?```python\n(.*?)```", text(name), re.DOTALL):

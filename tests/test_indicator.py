@@ -151,15 +151,6 @@ def test_the_step_seen_from_each_objective():
     assert said["gradient/towards/a"] == pytest.approx(0.6)
 
 
-def loss_of(p, batch, subset):
-    columns = [list(batch["inputs"]).index(m) for m in subset]
-    rows = batch["present"][:, columns].all(axis=1)
-    keep = np.zeros_like(batch["present"])
-    keep[:, columns] = True
-    z = oracle.fused_logits(p, batch | {"present": batch["present"] & keep})
-    return oracle.cross_entropy(z, batch["target"])[rows].mean()
-
-
 def test_the_monitor_sees_the_gradients_of_every_set():
     # Against finite differences: norms over all parameters, cosines over head and the encoders of both.
     data = global_batch(0, torch.float64)
@@ -172,7 +163,7 @@ def test_the_monitor_sees_the_gradients_of_every_set():
     seen = step(data).statistics
     sets = ["a+b+c", "a+b", "a+c", "b+c", "a", "b", "c"]
     assert [k for k in seen if k.startswith("monitor/norm/")] == [f"monitor/norm/{s}" for s in sets]
-    found = {s: oracle.gradient(lambda q, s=s: loss_of(q, arrays, s.split("+")), p) for s in sets}
+    found = {s: oracle.gradient(lambda q, s=s: oracle.subset_loss(q, arrays, s.split("+")), p) for s in sets}
     norms = {s: math.sqrt(sum((v**2).sum() for v in g.values())) for s, g in found.items()}
     for s in sets:
         assert seen[f"monitor/norm/{s}"] == pytest.approx(norms[s], rel=1e-6)

@@ -69,6 +69,18 @@ def unimodal_losses(p, batch, kind, frozen=None):
     return {m: cross_entropy(z[m][rows[m]], batch["target"][rows[m]]).mean() for m in z if rows[m].any()}
 
 
+def subset_loss(p, batch, subset):
+    """The fused model's mean loss over the rows that have all of `subset`, with the other modalities' features zero; NaN where
+    no row has them.
+    """
+    columns = [list(batch["inputs"]).index(m) for m in subset]
+    rows = batch["present"][:, columns].all(axis=1)
+    keep = np.zeros_like(batch["present"])
+    keep[:, columns] = True
+    z = fused_logits(p, batch | {"present": batch["present"] & keep})
+    return cross_entropy(z, batch["target"])[rows].mean() if rows.any() else np.nan
+
+
 def summed_loss(p, batch, kind, weight):
     return joint_loss(p, batch) + weight * sum(unimodal_losses(p, batch, kind).values())
 
