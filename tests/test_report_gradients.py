@@ -95,3 +95,17 @@ def test_the_ticks_of_a_constant_have_labels_of_their_own():
     )
     labels = re.findall(r'<text class="tick end"[^>]*>([^<]+)</text>', draw(line))
     assert len(labels) == len(set(labels)) > 2
+
+
+@pytest.mark.parametrize("top", [1.0, 90.0, 65536.0, 2.5e6, 1.5e-4])
+def test_the_name_of_the_y_axis_has_room_beside_its_ticks_labels(top):
+    svg = draw(Figure("k", "t", "lines", "step", "loss_scale", [0, 1], [Series("s", [0.0, top])]))
+    shown = re.findall(r'<text class="tick end" x="([\d.]+)" y="[\d.]+">([^<]+)</text>', svg)
+    starts = min(float(x) - 6.7 * len(label) for x, label in shown)
+    baseline = float(re.search(r'transform="translate\(([\d.]+) [\d.]+\) rotate\(-90\)"', svg)[1])
+    assert starts - (baseline + 3) >= 4, "what hangs below the baseline of 12 px text takes 3"
+    grid = re.search(r'class="grid" x1="([\d.]+)" x2="([\d.]+)"', svg)
+    line = re.search(r'<polyline[^>]*points="([\d.]+),[\d.]+ ([\d.]+),', svg)
+    assert [float(x) for x in line.groups()] == [float(x) for x in grid.groups()], (
+        "the lines begin and end with the grid"
+    )

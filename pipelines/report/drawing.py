@@ -13,6 +13,7 @@ from equipoise.pipelines.report.figures import Figure, Series, number, ticks
 
 WIDTH, HEIGHT, SQUARE = 480, 264, 400
 LEFT, RIGHT, TOP, BOTTOM = 64, 14, 12, 42
+BESIDE = 22  # the width that the name of the y axis takes, with a gap to the ticks' labels
 CHARACTER = 7.0  # width of a character of a tick's label
 TURN = 40  # degrees, of labels that do not fit beside each other
 ROW = 78
@@ -88,30 +89,34 @@ def _dot(series: Series, x: float, y: float, title: str = "") -> Markup:
 
 
 class _Plane:
-    """Pixels of data coordinates."""
+    """Pixels of data coordinates, with room on the left for the labels of the y axis's ticks."""
 
-    def __init__(self, x: tuple[float, float], y: tuple[float, float], height: int) -> None:
+    def __init__(
+        self, x: tuple[float, float], y: tuple[float, float], height: int, y_ticks: Iterable[float] = ()
+    ) -> None:
         self.x, self.y, self.height, self.bottom = x, y, height, height - BOTTOM
+        self.y_ticks = list(y_ticks)
+        widest = max((len(number(y)) for y in self.y_ticks), default=0)
+        self.left = max(LEFT, math.ceil(BESIDE + widest * CHARACTER + 6))
+        self.right = WIDTH - RIGHT
 
     def px(self, x: float) -> float:
-        return round(LEFT + (WIDTH - LEFT - RIGHT) * (x - self.x[0]) / ((self.x[1] - self.x[0]) or 1), 2)
+        return round(self.left + (self.right - self.left) * (x - self.x[0]) / ((self.x[1] - self.x[0]) or 1), 2)
 
     def py(self, y: float) -> float:
         return round(self.bottom - (self.bottom - TOP) * (y - self.y[0]) / ((self.y[1] - self.y[0]) or 1), 2)
 
-    def picture(
-        self, figure: Figure, x_ticks: Iterable[tuple[float, str]], y_ticks: Iterable[float], *inner: Any
-    ) -> Markup:
+    def picture(self, figure: Figure, x_ticks: Iterable[tuple[float, str]], *inner: Any) -> Markup:
         """The svg: grid, tick labels, names of the axes, and what is drawn on them."""
         parts: list[Any] = []
-        for y in y_ticks:
+        for y in self.y_ticks:
             parts += [
-                el("line", css="grid", x1=LEFT, x2=WIDTH - RIGHT, y1=self.py(y), y2=self.py(y)),
-                el("text", number(y), css="tick end", x=LEFT - 6, y=self.py(y) + 4),
+                el("line", css="grid", x1=self.left, x2=self.right, y1=self.py(y), y2=self.py(y)),
+                el("text", number(y), css="tick end", x=self.left - 6, y=self.py(y) + 4),
             ]
         for px, label in x_ticks:
             parts.append(el("text", label, css="tick mid", x=px, y=self.bottom + 16))
-        parts.append(el("text", figure.x_label, css="label mid", x=(LEFT + WIDTH - RIGHT) / 2, y=self.height - 6))
+        parts.append(el("text", figure.x_label, css="label mid", x=(self.left + self.right) / 2, y=self.height - 6))
         turned = f"translate(13 {(TOP + self.bottom) / 2}) rotate(-90)"
         parts.append(el("text", figure.y_label, css="label mid", transform=turned))
         svg = Markup("").join([*parts, *inner])
@@ -128,7 +133,7 @@ def _lines(figure: Figure, together: Sequence[Figure]) -> Markup:
     shown = [float(x) for f in together for x in (*f.x, *(m.x for m in f.marks if m.x is not None))] or [0.0]
     first, last = min(shown), max(max(shown), min(shown) + 1)
     y_ticks = _common(together)
-    plane = _Plane((first, last), (y_ticks[0], y_ticks[-1]), HEIGHT)
+    plane = _Plane((first, last), (y_ticks[0], y_ticks[-1]), HEIGHT, y_ticks)
     parts = []
     if figure.best is not None:
         at = plane.px(figure.best)
@@ -136,7 +141,7 @@ def _lines(figure: Figure, together: Sequence[Figure]) -> Markup:
         parts.append(el("g", el("title", f"best epoch: {number(figure.best)}") + line, css="best"))
     for mark in figure.marks:
         if mark.x is None:
-            line = el("line", x1=LEFT, x2=WIDTH - RIGHT, y1=plane.py(mark.y), y2=plane.py(mark.y))
+            line = el("line", x1=plane.left, x2=plane.right, y1=plane.py(mark.y), y2=plane.py(mark.y))
             parts.append(el("g", el("title", mark.name) + line, css="level"))
     for series in figure.series:
         points = [
@@ -161,7 +166,7 @@ def _lines(figure: Figure, together: Sequence[Figure]) -> Markup:
             said = el("title", f"{mark.name}: {number(mark.y)}")
             parts.append(el("path", said, css=f"ring {css(mark.colour)}", transform=place, d="M0,-7L7,0L0,7L-7,0Z"))
     x_ticks = [(plane.px(t), number(t)) for t in ticks(first, last, 7, whole=True) if first <= t <= last]
-    return plane.picture(figure, x_ticks, y_ticks, *parts)
+    return plane.picture(figure, x_ticks, *parts)
 
 
 def _runs(points: Sequence[Any]) -> list[list[Any]]:
@@ -178,7 +183,7 @@ def _runs(points: Sequence[Any]) -> list[list[Any]]:
 def _bars(figure: Figure, together: Sequence[Figure]) -> Markup:
     y_ticks = _common(together)
     top = y_ticks[-1]
-    plane = _Plane((0, max(len(figure.x), 1)), (y_ticks[0], top), HEIGHT)
+    plane = _Plane((0, max(len(figure.x), 1)), (y_ticks[0], top), HEIGHT, y_ticks)
     width = 0.78 if figure.kind == "stack" else 0.8 / max(len(figure.series), 1)
     parts = []
     for i, x in enumerate(figure.x):
@@ -204,10 +209,10 @@ def _bars(figure: Figure, together: Sequence[Figure]) -> Markup:
             said = el("title", figure.flagged[str(x)])
             parts.append(el("text", Markup("▲") + said, css="flag mid", x=plane.px(i + 0.5), y=plane.bottom + 29))
     widest = max((len(str(x)) for x in figure.x), default=1)
-    room = (WIDTH - LEFT - RIGHT) / max(widest * CHARACTER + 8, 25)  # so many labels stand side by side
+    room = (plane.right - plane.left) / max(widest * CHARACTER + 8, 25)  # so many labels stand side by side
     every = math.ceil(max(len(figure.x), 1) / room)
     x_ticks = [(plane.px(i + 0.5), str(x)) for i, x in enumerate(figure.x) if i % every == 0]
-    return plane.picture(figure, x_ticks, y_ticks, *parts)
+    return plane.picture(figure, x_ticks, *parts)
 
 
 def _rows(figure: Figure, together: Sequence[Figure]) -> Markup:
@@ -223,9 +228,9 @@ def _rows(figure: Figure, together: Sequence[Figure]) -> Markup:
         counts = [y or 0 for y in series.y]
         total, bottom, scale = max(sum(counts), 1), TOP + ROW * (r + 1) - 6, (ROW - 24) / peak
         parts += [
-            el("line", css="axis", x1=LEFT, x2=WIDTH - RIGHT, y1=bottom, y2=bottom),
-            el("text", "0", css="tick end", x=LEFT - 6, y=bottom + 4),
-            el("text", f"{peak:.0%}", css="tick end", x=LEFT - 6, y=bottom - scale * peak + 4),
+            el("line", css="axis", x1=plane.left, x2=plane.right, y1=bottom, y2=bottom),
+            el("text", "0", css="tick end", x=plane.left - 6, y=bottom + 4),
+            el("text", f"{peak:.0%}", css="tick end", x=plane.left - 6, y=bottom - scale * peak + 4),
         ]
         for x, y in zip(figure.x, counts):
             if y:
@@ -238,8 +243,8 @@ def _rows(figure: Figure, together: Sequence[Figure]) -> Markup:
             mean = figure.marks[r]
             line = el("line", x1=plane.px(mean.y), x2=plane.px(mean.y), y1=bottom - ROW + 24, y2=bottom)
             parts.append(el("g", el("title", f"{mean.name}: {number(mean.y)}") + line, css="best"))
-        parts.append(el("text", series.name, css="name", x=LEFT + 2, y=TOP + ROW * r + 12))
-    return plane.picture(figure, [(plane.px(t), number(t)) for t in inside], [], *parts)
+        parts.append(el("text", series.name, css="name", x=plane.left + 2, y=TOP + ROW * r + 12))
+    return plane.picture(figure, [(plane.px(t), number(t)) for t in inside], *parts)
 
 
 def _bubbles(figure: Figure, together: Sequence[Figure]) -> Markup:
@@ -247,8 +252,8 @@ def _bubbles(figure: Figure, together: Sequence[Figure]) -> Markup:
     sides = [v for f in together for cell in f.cells for v in cell[:2]] or [0.0, 1.0]
     pad = 0.14 * ((max(sides) - min(sides)) or 1.0)
     low, high = min(sides) - pad, max(sides) + pad
-    plane = _Plane((low, high), (low, high), SQUARE)
     inside = [t for t in ticks(low, high, 6) if low <= t <= high]
+    plane = _Plane((low, high), (low, high), SQUARE, inside)
     parts = [el("line", css="grid", x1=plane.px(t), x2=plane.px(t), y1=TOP, y2=plane.bottom) for t in inside]
     ends = {"x1": plane.px(low), "y1": plane.py(low), "x2": plane.px(high), "y2": plane.py(high)}
     parts.append(el("g", el("title", "equal contributions") + el("line", **ends), css="level"))
@@ -263,7 +268,7 @@ def _bubbles(figure: Figure, together: Sequence[Figure]) -> Markup:
         circle = el("circle", cx=at["x"], cy=at["y"], r=radius)
         text = el("text", f"{count / total:.0%}", css="mid", x=at["x"], y=at["y"] + 4) if radius > 13 else ""
         parts.append(el("g", el("title", said) + circle + escape(text), css="bubble"))
-    return plane.picture(figure, [(plane.px(t), number(t)) for t in inside], inside, *parts)
+    return plane.picture(figure, [(plane.px(t), number(t)) for t in inside], *parts)
 
 
 def _heat(figure: Figure, together: Sequence[Figure]) -> Markup:
