@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from benchmarks.command import chosen, command
 from benchmarks.first_results.page import write_page
 from benchmarks.first_results.plot import write_figure
 from benchmarks.first_results.results import Results
 from benchmarks.first_results.schedule import Schedule
 from benchmarks.first_results.studies import STUDIES
-from equipoise.models.errors import EquipoiseError, unknown
 
 
 def main(
@@ -29,14 +27,10 @@ def main(
     jobs: Annotated[int, typer.Option(help="trainings at a time, one thread each", min=1)] = 2,
 ) -> None:
     """Run what is missing of the study, and write its page and its figure."""
-    began, console = time.perf_counter(), Console(width=120)
     os.environ["OMP_NUM_THREADS"] = "1"  # read by the processes that train
     known = [study.name for study in STUDIES]
-    wanted = [name.strip() for name in only.split(",") if name.strip()] or known
-    try:
-        for name in wanted:
-            if name not in known:
-                raise unknown("data set of the study", name, known)
+    with command(out, out.with_suffix(".svg")) as console:
+        wanted = chosen(only, known, "study")
         schedule = Schedule(data, runs, seeds, jobs, lambda line: console.print(line, style="dim", highlight=False))
         there, absent = schedule.prepared([study for study in STUDIES if study.name in wanted])
         absent |= {name: "left out by `--only`" for name in known if name not in wanted}
@@ -45,10 +39,6 @@ def main(
         calls = schedule.seconds(record for result in results for record in result.records)
         write_figure(out.with_suffix(".svg"), results)
         write_page(out, results, absent, calls, jobs)
-    except EquipoiseError as error:
-        console.print(str(error), style="red")
-        raise typer.Exit(2) from None
-    console.print(f"{out} and {out.with_suffix('.svg')} written, {time.perf_counter() - began:.0f} s in all")
 
 
 if __name__ == "__main__":

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from benchmarks.command import chosen, command
 from benchmarks.methods.page import write_page
 from benchmarks.methods.plot import write_figure
 from benchmarks.methods.schedule import MethodSchedule
 from benchmarks.methods.studies import STUDIES
-from equipoise.models.errors import EquipoiseError, unknown
 
 
 def main(
@@ -28,14 +26,10 @@ def main(
     jobs: Annotated[int, typer.Option(help="trainings at a time, one thread each", min=1)] = 2,
 ) -> None:
     """Run what is missing of the table, and write its page and its figure."""
-    began, console = time.perf_counter(), Console(width=120)
     os.environ["OMP_NUM_THREADS"] = "1"  # read by the processes that train
     known = [study.name for study in STUDIES]
-    wanted = [name.strip() for name in only.split(",") if name.strip()] or known
-    try:
-        for name in wanted:
-            if name not in known:
-                raise unknown("data set of the table", name, known)
+    with command(out, out.with_suffix(".svg")) as console:
+        wanted = chosen(only, known, "table")
         schedule = MethodSchedule(
             data, runs, seeds, jobs, lambda line: console.print(line, style="dim", highlight=False)
         )
@@ -46,10 +40,6 @@ def main(
         calls = schedule.seconds(record for found in results for record in found.records)
         write_page(out, results, absent, folders, calls, jobs)
         write_figure(out.with_suffix(".svg"), results)
-    except EquipoiseError as error:
-        console.print(str(error), style="red")
-        raise typer.Exit(2) from None
-    console.print(f"{out} and {out.with_suffix('.svg')} written, {time.perf_counter() - began:.0f} s in all")
 
 
 if __name__ == "__main__":

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
-from rich.console import Console
 
+from benchmarks.command import chosen, command
 from benchmarks.sharing.page import write_page
 from benchmarks.sharing.runs import STUDIES, Results, ensure
-from equipoise.models.errors import EquipoiseError, unknown
 
 
 def main(
@@ -23,22 +21,13 @@ def main(
     seeds: Annotated[int, typer.Option(help="seeds a data set", min=2)] = 5,
 ) -> None:
     """Run what is missing, one training at a time, and write the page."""
-    began, console = time.perf_counter(), Console(width=120)
     torch.set_num_threads(1)
-    wanted = [name.strip() for name in only.split(",") if name.strip()] or list(STUDIES)
-    try:
-        for name in wanted:
-            if name not in STUDIES:
-                raise unknown("data set of the study", name, STUDIES)
+    with command(out) as console:
         results: list[Results] = [
             ensure(STUDIES[name], data, runs, seeds, lambda line: console.print(line, style="dim", highlight=False))
-            for name in wanted
+            for name in chosen(only, STUDIES, "study")
         ]
         write_page(out, results)
-    except EquipoiseError as error:
-        console.print(str(error), style="red")
-        raise typer.Exit(2) from None
-    console.print(f"{out} written, {time.perf_counter() - began:.0f} s in all")
 
 
 if __name__ == "__main__":
