@@ -36,6 +36,7 @@ CODE = (
     "pipelines/assembly.py",
     "pipelines/early_stopping.py",
     "pipelines/light.py",
+    "pipelines/objectives.py",
     "pipelines/optimizers.py",
     "pipelines/sweep_schedule.py",
     "benchmarks/first_results/training.py",
