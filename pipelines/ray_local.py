@@ -46,12 +46,26 @@ def joins() -> bool:
 
 
 def start_ray(resources: Resources, cpus: int, verbose: bool = False, dashboard: bool = False) -> None:
-    """Start Ray with so many logical CPUs, quietly unless `verbose`, with usage statistics off; unless it is there already."""
+    """Start Ray with so many logical CPUs, quietly unless `verbose`, with usage statistics off; unless it is there already.
+
+    `dashboard`: with Ray's own, which runs of Ray Train inside of Tune need: where a trial is stopped, Ray asks it whether
+    the run is over before it takes back what the run held.
+    """
     if not resources.cluster:
         # The controller looks at its workers once in this time, and a report waits for it: at the default of 2 s an
         # epoch of a small data set would be all waiting.
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-        _init(verbose, num_cpus=cpus, num_gpus=resources.gpus, include_dashboard=dashboard)
+        options: dict[str, Any] = {"num_cpus": cpus, "num_gpus": resources.gpus, "include_dashboard": dashboard}
+        if not dashboard:
+            _init(verbose, **options)
+            return
+        # Where two Rays run on a machine, those who ask do not find theirs unless its address is in their environment.
+        port = _free_port()
+        os.environ["RAY_GCS_SERVER_PORT"] = str(port)
+        try:
+            _init(verbose, runtime_env={"env_vars": {"RAY_ADDRESS": f"127.0.0.1:{port}"}}, **options)
+        finally:
+            del os.environ["RAY_GCS_SERVER_PORT"]
 
 
 def start_tasks(processes: int, resources: Resources) -> bool:
@@ -63,6 +77,13 @@ def start_tasks(processes: int, resources: Resources) -> bool:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     _init(False, num_cpus=processes, num_gpus=resources.gpus, include_dashboard=False)
     return True
+
+
+def _free_port() -> int:
+    with socket.socket() as listening:
+        listening.bind(("", 0))
+        port: int = listening.getsockname()[1]
+    return port
 
 
 def _init(verbose: bool, **options: Any) -> None:
