@@ -73,6 +73,10 @@ REFUSED = {
     ),
     "section": ({"space": {"optimiser.lr": {"log": [0.1, 1], "default": 0.3}}}, r"optimiser.*optimizer"),
     "bounds": ({"space": {"balancer.options.alpha": {"uniform": [-1, 1]}}}, r"alpha"),
+    "default": (
+        {"space": {"optimizer.lr": {"choice": [0.1, 0.2]}}},
+        r"The first trial is the base as it is, with optimizer.lr=0.001, which the space does not hold: it has 0.1, 0.2",
+    ),
     "seed": ({"space": {"seed": {"integer": [1, 9], "default": 1}}}, r"'seed', which says where or how long"),
     "none": ({"trials": {"light": 0}}, r"A search needs a trial at least"),
     "budget": ({"budget": {"steps": 39}}, r"budget.steps=39 is below one trial, which takes base.max_steps=40"),

@@ -138,6 +138,15 @@ class TuneConfig(Section):
                     f"The space holds {parameter.key!r}, which says where or how long a run runs: trials are only comparable "
                     f"where it is the same. Set it under `base:`, and leave it out of `space:`."
                 )
+            said = self.default.get(parameter.key, parameter.default)
+            if (
+                isinstance(parameter.distribution, CategoricalDistribution)
+                and said not in parameter.distribution.choices
+            ):
+                raise EquipoiseError(
+                    f"The first trial is the base as it is, with {parameter.key}={said!r}, which the space does not hold: it "
+                    f"has {', '.join(map(repr, parameter.distribution.choices))}. Add it there, or set base.{parameter.key}."
+                )
             where = {key: values[0] for key, values in parameter.when.items()}
             for value in _ends(parameter.distribution):
                 self.candidate({**self.default, **where, parameter.key: value})
