@@ -195,7 +195,9 @@ def test_any_error_of_a_training_becomes_its_record(tmp_path):
 def test_what_is_not_defined_for_a_data_set_is_named_not_run(tmp_path):
     base = {**SMALL["base"], "model": {"fusion": "gated"}}
     plan = planned({**SMALL, "out": str(tmp_path), "base": base})
-    assert "Balancer 'ensemble' is defined for model.fusion=average, not for gated" in plan.refused["digits", "ensemble"]
+    assert (
+        "Balancer 'ensemble' is defined for model.fusion=average, not for gated" in plan.refused["digits", "ensemble"]
+    )
     row = frame(plan).iloc[0]
     assert (row["method"], row["status"]) == ("ensemble", "refused")
     assert "ensemble" not in {method.label for method in plan.methods("digits")}
