@@ -106,7 +106,7 @@ def test_a_record_is_what_the_training_finds_in_this_process(compared):
     assert row["test/full"] == light.matrix["test"][3]["accuracy"]
     assert row["test/missing/left"] == light.matrix["test"][2]["accuracy"]
     assert row["validation/full"] == light.matrix["validation"][3]["accuracy"]
-    right = np.unpackbits(np.frombuffer(row["right"], np.uint8), count=row["test_rows"]).astype(bool)
+    right = np.unpackbits(np.frombuffer(row["right"], np.uint8), count=int(row["test_rows"])).astype(bool)
     np.testing.assert_array_equal(right, light.values["test"].score[:, -1])
 
 
@@ -176,7 +176,8 @@ def test_a_training_that_fails_is_shown_once_and_the_rest_goes_on(ray_cluster, t
     lines = (tmp_path / "said").read_text().splitlines()
     told = [line for line in lines if line.startswith("failed: digits joint tune")]
     assert len(told) == 1
-    assert "Validation has a metric that is not a number: the training diverged. The rest goes on." in told[0]
+    assert "The objective 'fused' is nan in step 1 of epoch 0" in told[0]
+    assert told[0].endswith("or lower the learning rate. The rest goes on.")
     runs = pd.read_parquet(tmp_path / "c" / "runs.parquet")
     final = runs[runs["phase"] == "steps"]
     assert set(final["method"]) == set(CONTROLS)

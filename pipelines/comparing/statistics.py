@@ -7,6 +7,7 @@ docs/compare.md, "Statistics", has the reasons.
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -93,7 +94,9 @@ def holm(ps: Sequence[float] | np.ndarray) -> np.ndarray:
     given = np.asarray(ps, float)
     adjusted, known = np.full(given.shape, math.nan), ~np.isnan(given)
     if known.any():
+        gc.freeze()  # statsmodels collects garbage in every call, which takes a third of a second where torch is loaded
         adjusted[known] = multipletests(given[known], alpha=LEVEL, method="holm")[1]
+        gc.unfreeze()
     return adjusted
 
 
