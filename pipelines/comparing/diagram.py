@@ -113,24 +113,26 @@ def draw_ranks(path: Path, rankings: Sequence[Ranking]) -> None:
         figure = matplotlib.figure.Figure(figsize=(8.5, len(rankings) * (1.5 + 0.11 * most)), layout="constrained")
         grid = figure.subplots(max(len(rankings), 1), 1, squeeze=False).ravel()
         for axes, found in zip(grid, rankings):
-            axes.set_title(f"mean rank of {found.figure} over {w.count(len(found.data), 'data set')}", fontsize=9)
+            title = f"mean rank of {found.figure} over {w.count(len(found.data), 'data set')}"
+            title += "" if math.isnan(found.critical) else f"; critical difference {found.critical:.1f}"
+            axes.set_title(title, fontsize=9, pad=14)
             if found.nemenyi is None:
                 axes.axis("off")
                 axes.text(0.5, 0.5, "too few methods or data sets to rank", ha="center", transform=axes.transAxes)
                 continue
-            scikit_posthocs.critical_difference_diagram(
+            drawn = scikit_posthocs.critical_difference_diagram(
                 found.ranks,
                 # Without Friedman's leave no two are told apart: one bar over all of them.
                 found.nemenyi if found.friedman <= LEVEL else found.nemenyi * 0 + 1,
-                cd=found.critical if found.critical < len(found.ranks) - 1 else None,
                 ax=axes,
                 label_fmt_left="{label} ({rank:.1f})",
                 label_fmt_right="({rank:.1f}) {label}",
                 elbow_props={"color": "#8a939c", "linewidth": 0.8},
                 marker_props={"color": COLOURS[found.figure], "s": 10},
                 crossbar_props={"color": "#1b1f24", "linewidth": 2},
-                color_palette=None,
             )
+            for label in drawn["labels"]:
+                label.set_color("#1b1f24")
         _save(figure, path)
 
 

@@ -12,7 +12,6 @@ of its own.
 
 from __future__ import annotations
 
-import gc
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -157,15 +156,15 @@ def patterns_of(runs: pd.DataFrame, figure: str, phase: str = "steps") -> dict[s
         n = int(counts.min())
         bits = [[np.unpackbits(np.frombuffer(b, np.uint8), count=n) for b in line] for line in wide["right"].to_numpy()]
         scores = np.stack([wide[name].to_numpy(float) for name in names])
-        # Folds are other rows, and of another number: seeds that draw their train rows alone test on the same ones.
+        # Folds test on other rows, and on another number of them.
         out[data] = fit(np.array(bits, bool), scores, same_rows=counts.nunique() == 1)
     return out
 
 
 @dataclass(frozen=True)
 class Rates:
-    """What the tests made of families of the same method: the share of families in which they called any difference, and the share
-    of planted ones that they called.
+    """What the tests made of families of the same method: the share of families in which they called any difference, and the
+    share of planted ones that they called.
 
     `planted` is found with a probability of at least 80 % if the promise of `detectable` holds.
     """
@@ -216,10 +215,6 @@ def rates(
     better[:, :, 0] += shift[:, None]
     plain, moved = (test(x, np.broadcast_to(b, a.shape)).reshape(families, tests) for x in (a, better))
     planted = np.arange(len(patterns)) * (methods - 1)
-    gc.freeze()  # statsmodels collects garbage in every call: with nothing to look through, that is no time
-    try:
-        any_called = [bool((correction(p) <= LEVEL).any()) for p in plain]
-        found = [float((correction(p)[planted] <= LEVEL).mean()) for p in moved]
-    finally:
-        gc.unfreeze()
+    any_called = [bool((correction(p) <= LEVEL).any()) for p in plain]
+    found = [float((correction(p)[planted] <= LEVEL).mean()) for p in moved]
     return Rates(families, tests, float(np.mean(any_called)), float(np.mean(found)))

@@ -7,7 +7,6 @@ docs/compare.md, "Statistics", has the reasons.
 
 from __future__ import annotations
 
-import gc
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +14,6 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy import optimize, stats
-from statsmodels.stats.multitest import multipletests
 
 #: Of a family of tests: the probability of calling any difference where there is none.
 LEVEL = 0.05
@@ -87,16 +85,16 @@ def paired(a: np.ndarray | Sequence[float], b: np.ndarray | Sequence[float]) -> 
 
 
 def holm(ps: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Adjusted p-values of a family (Holm 1979, by statsmodels): those at most `LEVEL` hold together, with a probability of at
-    most `LEVEL` that any of those of no difference is among them, however the tests hang together. NaN stays NaN and is none
-    of the family.
+    """Adjusted p-values of a family (Holm 1979): those at most `LEVEL` hold together, with a probability of at most `LEVEL` that
+    any of no difference is among them, however the tests hang together. NaN stays NaN and is none of the family.
+
+    Equal to statsmodels' `multipletests`, which collects the garbage of the whole process in every call (.02 to .7 s).
     """
     given = np.asarray(ps, float)
-    adjusted, known = np.full(given.shape, math.nan), ~np.isnan(given)
-    if known.any():
-        gc.freeze()  # statsmodels collects garbage in every call, which takes a third of a second where torch is loaded
-        adjusted[known] = multipletests(given[known], alpha=LEVEL, method="holm")[1]
-        gc.unfreeze()
+    adjusted = np.full(given.shape, math.nan)
+    order = np.argsort(given, kind="stable")[: int((~np.isnan(given)).sum())]  # NaN comes last
+    steps = given[order] * np.arange(len(order), 0, -1)
+    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1)
     return adjusted
 
 
