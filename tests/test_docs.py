@@ -38,6 +38,7 @@ from equipoise.pipelines.fingerprint import model_hash
 from equipoise.pipelines.fit import fit
 from equipoise.pipelines.history import History
 from equipoise.pipelines.run import write_config
+from equipoise.pipelines.tuning.config import TuneConfig, load_tune
 
 REPO = Path(equipoise.__file__).parents[1]
 PAGES = [REPO / "README.md", REPO / "CONTRIBUTING.md", *sorted((REPO / "docs").rglob("*.md"))]
@@ -137,6 +138,8 @@ def test_command_lines_parse(name, line, monkeypatch):
             given = context.params
         if words[0] == "fit" and words not in newcomer.commands():  # whose files its own commands write, see below
             load_config(given["config"], given["overrides"] or [])
+        if words[0] == "tune":
+            load_tune(given["config"], given["overrides"])
     else:
         assert command in ("python", "git", "torchrun", "ray"), f"{name} has a command that nobody checks: {line}"
 
@@ -242,6 +245,11 @@ def first_columns(table: list[list[str]], count: int = 3) -> list[tuple[str, ...
 
 def test_the_config_table_is_the_config():
     assert first_columns(tables("docs/fit.md")["All keys"]) == option_rows(Config)
+
+
+def test_the_tuning_table_is_its_config():
+    rows = [row for row in option_rows(TuneConfig) if not row[0].startswith("`base.")]
+    assert first_columns(tables("docs/tune.md")["All keys"]) == [("`base`", "mapping or path", "required"), *rows]
 
 
 def test_the_resampler_table_is_the_options():

@@ -6,6 +6,7 @@ import yaml
 
 from equipoise import EquipoiseError
 from equipoise.pipelines.config import load_config
+from equipoise.pipelines.interrupting import alone
 from equipoise.pipelines.light import train_light
 from equipoise.pipelines.tuning.config import load_tune
 from equipoise.pipelines.tuning.records import Records
@@ -93,6 +94,17 @@ def test_what_is_refused_before_anything_starts(asked, overrides, sentence, tmp_
     with pytest.raises(EquipoiseError, match=sentence):
         tune(asked, **overrides)
     assert not (tmp_path / "search").exists()
+
+
+def test_one_search_at_a_time_in_a_folder_of_its_own(asked, tmp_path):
+    with (
+        alone(tmp_path / "search", "tune"),
+        pytest.raises(EquipoiseError, match=r"Another `equipoise tune` is at work in .*search"),
+    ):
+        tune(asked)
+    (tmp_path / "search" / "letter").touch()
+    with pytest.raises(EquipoiseError, match="search is not empty and holds no search"):
+        tune(asked)
 
 
 def test_a_search_is_written_whole_and_read_back(asked, tmp_path):

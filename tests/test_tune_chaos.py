@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 import equipoise
+from equipoise import EquipoiseError
 from equipoise.pipelines.tuning.records import Records
 from equipoise.pipelines.tuning.trials import row_of
 from equipoise.pipelines.tuning.tune import tune
@@ -140,6 +141,24 @@ def test_killed_trials_and_drivers(data, tmp_path, ray_cluster):
     trials = pd.read_parquet(out / "trials.parquet")
     assert list(trials["number"]) == list(range(LIGHT + TRAIN))
     assert trials.loc[0, "param/optimizer.lr"] == 3e-3  # the base as it is
+
+
+def test_all_trials_fail(data, tmp_path, ray_cluster):
+    never = {"space": {"optimizer.lr": {"choice": [1e30]}}, "trials": {"light": 3}}
+    base = {"data": data, "max_steps": 40, "optimizer": {"lr": 1e30}}
+    with pytest.raises(EquipoiseError, match=r"All 3 trials failed; the first said: .*\S"):
+        tune({"base": base, "out": str(tmp_path / "search"), **never})
+    assert list(pd.read_parquet(tmp_path / "search" / "trials.parquet")["status"]) == ["failed"] * 3
+
+
+def test_a_budget_of_steps_is_never_exceeded(data, tmp_path, ray_cluster):
+    base = {"data": data, "max_steps": 40, "batch_size": 100}
+    asked = {"base": base, "out": str(tmp_path / "search"), "stop": "none", "confirm": {"seeds": 0}, "concurrent": 2}
+    trials = tune({**asked, "trials": {"light": 9}, "budget": {"steps": 150}}).trials
+    assert list(trials["steps"]) == [40] * 3
+    # Raised, it goes on; what was spent counts.
+    trials = tune({**asked, "trials": {"light": 9}, "budget": {"steps": 200}}).trials
+    assert list(trials["steps"]) == [40] * 5
 
 
 @pytest.mark.parametrize("resampler", ["none", "sample"])

@@ -70,6 +70,8 @@ class Search(_NotKept, OptunaSearch):
         self, config: TuneConfig, records: Records, kind: str, run: Callable[[dict[str, Any]], Config], started: float
     ) -> None:
         self._config, self._records, self._kind, self._run, self._started = config, records, kind, run, started
+        #: Whether it ended because the budget is spent.
+        self.exhausted = False
         self._study = study = open_study(config, records)
         self._left_over = [
             trial
@@ -87,7 +89,8 @@ class Search(_NotKept, OptunaSearch):
 
     def suggest(self, trial_id: str) -> Any:
         if self._spent():
-            return Searcher.FINISHED if not self._under_way else None
+            self.exhausted = not self._under_way
+            return Searcher.FINISHED if self.exhausted else None
         if self._left_over:
             left = self._left_over.pop(0)
             self._ot_trials[trial_id] = optuna.trial.Trial(self._study, left._trial_id)

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-from pathlib import Path
-
 from rich.console import Console
 from rich.text import Text
 
@@ -13,7 +9,6 @@ from equipoise.pipelines.tables import table
 from equipoise.pipelines.tuning.tune import FinishedSearch
 
 _SHOWN = 10
-_PAGE = "equipoise.pipelines.tuning.page"
 
 
 def show(search: FinishedSearch, console: Console) -> None:
@@ -26,20 +21,13 @@ def show(search: FinishedSearch, console: Console) -> None:
             str(row["number"]) + ("*" if row["pareto"] else ""),
             row["kind"],
             *(f"{row[name]:.4f}" for name in ("full", "missing", "score")),
-            *(_short(row[name]) for name in names),
+            ", ".join(f"{_leaf(name)} {_short(row[name])}" for name in names if not _absent(row[name])),
         ]
         for row in fully.head(_SHOWN).to_dict("records")
     ]
     counts = trials["status"].value_counts()
     said = ", ".join(f"{counts[status]} {status}" for status in ("done", "stopped", "failed") if status in counts)
-    columns = [
-        "trial",
-        "kind",
-        "full",
-        "missing",
-        "score",
-        *(name.rpartition("/")[2].rpartition(".")[2] for name in names),
-    ]
+    columns = ["trial", "kind", "full", "missing", "score", "parameters"]
     console.print(
         table(f"Validation, the best by {select} of {len(trials)} trials ({said}); *: Pareto front", columns, rows)
     )
@@ -59,7 +47,7 @@ def show(search: FinishedSearch, console: Console) -> None:
         ]
         title = f"Test, best against default on {len(seeds)} new seeds"
         console.print(table(title, ["", *_WHICH, "difference", f"{100 * level:.0f} % interval"], shown))
-    page = write_page(search.out)
+    page = search.page
     lines = [f"{search.back}", f"best configuration: {search.out / 'best.yaml'}", *([f"page: {page}"] if page else [])]
     console.print(Text("\n".join([*lines, f"next: equipoise fit {search.out / 'best.yaml'}"])), soft_wrap=True)
 
@@ -67,12 +55,13 @@ def show(search: FinishedSearch, console: Console) -> None:
 _WHICH = ("default", "best")
 
 
-def write_page(out: Path) -> Path | None:
-    """The page of a search, where the module that writes it is there."""
-    if importlib.util.find_spec(_PAGE) is None:
-        return None
-    page: Path = importlib.import_module(_PAGE).write_page(out)
-    return page
+def _leaf(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def _absent(value: object) -> bool:
+    """Not drawn in this trial: a condition was not met."""
+    return value is None or value != value
 
 
 def _short(value: object) -> str:

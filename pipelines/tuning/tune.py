@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import os
 import time
 from collections.abc import Mapping
@@ -28,11 +30,13 @@ from equipoise.pipelines.tuning.records import Record, Records
 from equipoise.pipelines.tuning.room import Room, all_back, free, room_for
 from equipoise.pipelines.tuning.trials import complete, trainable
 
+_PAGE = "equipoise.pipelines.tuning.page"
+
 
 @dataclass(frozen=True)
 class FinishedSearch:
     """A search that has come to its end: `trials` as in trials.parquet, `best` the winner's whole run, `confirmed` as in
-    confirm.json, `back` what was said of the resources.
+    confirm.json, `back` what was said of the resources, `page` the page of the search.
     """
 
     out: Path
@@ -41,6 +45,7 @@ class FinishedSearch:
     best: Config
     confirmed: dict[str, Any] | None
     back: str
+    page: Path | None
 
 
 def tune(
@@ -91,7 +96,7 @@ class _Sitting:
         run = self._write_best(best)
         confirmed = self._confirm(best)
         back = all_back(before)
-        return FinishedSearch(self.out, self.config.select, trials, run, confirmed, back)
+        return FinishedSearch(self.out, self.config.select, trials, run, confirmed, back, _write_page(self.out))
 
     def _trials(self, kind: str, started: float) -> None:
         from ray import tune
@@ -106,12 +111,11 @@ class _Sitting:
         os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one says things at verbose=0 too
         each = {"cpu": self.config.cpus, "gpu": self.config.gpus} if kind == "light" else {"cpu": 0.01}
         sittings = self.out / "ray"
+        search = Search(self.config, self.records, kind, lambda params: complete(kind, settings, params), started)
         tuner = tune.Tuner(
             tune.with_resources(trainable(kind, settings), each),
             tune_config=tune.TuneConfig(
-                search_alg=Search(
-                    self.config, self.records, kind, lambda params: complete(kind, settings, params), started
-                ),
+                search_alg=search,
                 scheduler=Halving(self.config, self.records) if self.config.stop == "asha" else None,
                 num_samples=left,
                 max_concurrent_trials=self.room.at_once[kind],
@@ -127,9 +131,11 @@ class _Sitting:
             ),
         )
         tuner.fit()
-        if any(not record.ended for record in self.records.by_number.values()):
+        if len(self.records.ended(kind)) < getattr(self.config.trials, kind) and not search.exhausted:
             ended, wanted = len(self.records.ended()), self.config.trials.light + self.config.trials.train
-            raise KeyboardInterrupt(f"Stopped after {ended} of {wanted} trials; those under way begin again.")
+            raise KeyboardInterrupt(
+                f"Stopped after {ended} of {wanted} trials; those under way begin again. The same command goes on."
+            )
 
     def _settings(self, kind: str) -> dict[str, Any]:
         return {
@@ -213,3 +219,11 @@ def _claim(out: Path, config: TuneConfig) -> None:
         raise EquipoiseError(f"{out} is not empty and holds no search: choose another out=..., or empty it.")
     with atomic(path) as part:
         part.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+
+
+def _write_page(out: Path) -> Path | None:
+    """The page of a search, where the module that writes it is there."""
+    if importlib.util.find_spec(_PAGE) is None:
+        return None
+    page: Path = importlib.import_module(_PAGE).write_page(out)
+    return page
