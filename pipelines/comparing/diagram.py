@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -133,6 +134,8 @@ def draw_ranks(path: Path, rankings: Sequence[Ranking]) -> None:
             )
             for label in drawn["labels"]:
                 label.set_color("#1b1f24")
+            for line in itertools.chain.from_iterable(drawn["crossbars"]):  # drawn through a set's members in any order
+                line.set_data([min(line.get_xdata()), max(line.get_xdata())], [line.get_ydata()[0]] * 2)
         _save(figure, path)
 
 

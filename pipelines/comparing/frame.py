@@ -5,6 +5,7 @@ It is read as far as it is: methods refused, failed or not finished on a data se
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from functools import cache, cached_property
@@ -205,8 +206,9 @@ class Comparison:
         some = self.runs[(self.runs["phase"] == phase) & self.runs["status"].isin(["done", "failed"])]
         there = set(zip(some["data"], some["method"], some["seed"].astype(int), strict=True))
         out: dict[str, dict[str, list[int]]] = {}
-        for (d, m), seeds in self._planned(phase).items():
-            left = [s for s in seeds if (d, m, s) not in there]
+        planned = self._planned(phase)
+        for d, m in itertools.product(self.data, self.methods):
+            left = [s for s in planned.get((d, m), ()) if (d, m, s) not in there]
             if left and (d, m) not in self.refused:
                 out.setdefault(d, {})[m] = left
         return out
