@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import signal
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -130,7 +132,13 @@ class _Sitting:
                 verbose=0,
             ),
         )
-        tuner.fit()
+        former = signal.getsignal(signal.SIGINT)
+        try:
+            tuner.fit()
+        finally:
+            # Tune leaves its own handler, which would swallow the next Ctrl-C.
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGINT, former)
         if len(self.records.ended(kind)) < getattr(self.config.trials, kind) and not search.exhausted:
             ended, wanted = len(self.records.ended()), self.config.trials.light + self.config.trials.train
             raise KeyboardInterrupt(
