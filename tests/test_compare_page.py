@@ -78,7 +78,7 @@ def written(rows: list[dict], out: Path, **more: object) -> str:
 
 def markdown(rows: list[dict], **more: object) -> str:
     """The page without its pictures, on one line."""
-    found = Comparison(pd.DataFrame(rows), more.get("planned"))  # type: ignore[arg-type]
+    found = Comparison(pd.DataFrame(rows), more.get("planned"), more.get("equal_time", True))  # type: ignore[arg-type]
     rankings = [diagram.ranking(found, "steps", figure) for figure in diagram.RANKED]
     return said(doc.to_markdown(page(found, ABOUT, rankings, more.get("left_out", {}))))  # type: ignore[arg-type]
 
@@ -184,6 +184,9 @@ def test_a_plan_says_what_is_to_come() -> None:
     assert "Not made yet: `joint` and `summed` on watch at equal optimiser steps, seeds 0 and 1." in text
     assert "**Not finished**: 36 final runs are not made yet" in text, "8 at equal steps, 28 at equal time"
     assert "Not there in any form" not in text
+    text = markdown(some_runs(("digits",)), equal_time=False)
+    assert "processor time," not in text
+    assert "Nothing: every run is there." in text
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,9 @@ def write(plan: Plan, command: str) -> list[Path]:
         "date": date.today().isoformat(),
         "hours": f"{sum(sittings.values()) / 3600:.2f} in {len(sittings)} sitting{'s' * (len(sittings) != 1)}",
     }
-    return [plan.out / "runs.parquet", *write_results(runs, plan.out, about)]
+    planned = {d: {m.label: plan.config.seeds_of(d) for m in plan.config.methods_of(d)} for d in plan.data}
+    more: dict[str, Any] = {"planned": planned, "left_out": plan.absent, "equal_time": plan.config.equal_time}
+    return [plan.out / "runs.parquet", *write_results(runs, plan.out, about, **more)]
 
 
 def frame(plan: Plan) -> pd.DataFrame:

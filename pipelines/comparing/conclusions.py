@@ -23,8 +23,10 @@ def in_short(found: Comparison) -> list[str]:
         for figure in HEADLINES
     ]
     said += [line for phase in found.phases[:1] for figure in HEADLINES if (line := _power(found, phase, figure))]
-    open_runs = sum(len(seeds) for phase in PHASES for some in found.absent(phase).values() for seeds in some.values())
-    lacking = [PHASES[phase] for phase in PHASES if phase not in found.phases]
+    open_runs = sum(
+        len(seeds) for phase in found.expected for some in found.absent(phase).values() for seeds in some.values()
+    )
+    lacking = [PHASES[phase] for phase in found.expected if phase not in found.phases]
     if open_runs or lacking:
         parts = [
             f"{w.count(open_runs, 'final run')} are not made yet" if open_runs != 1 else "1 final run is not made yet"
@@ -105,7 +107,8 @@ def missing(found: Comparison, left_out: Mapping[str, str]) -> list[str]:
         said.append(f"Failed: {code(method)} on {plain(data)}, {what}. {_stop(plain(sentence))}")
     for name, methods in found.not_begun().items():
         said.append(f"Not there in any form: {w.listed([code(m) for m in methods])} on {plain(name)}.")
-    for phase, equal in PHASES.items():
+    for phase in found.expected:
+        equal = PHASES[phase]
         if phase not in found.phases:
             said.append(f"Not made yet: any final run at {equal}.")
             continue

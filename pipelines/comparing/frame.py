@@ -57,7 +57,7 @@ class Comparison:
             set for every method that has a row on it.
     """
 
-    def __init__(self, runs: pd.DataFrame, planned: Planned | None = None) -> None:
+    def __init__(self, runs: pd.DataFrame, planned: Planned | None = None, equal_time: bool = True) -> None:
         runs = runs if len(runs.columns) else pd.DataFrame(columns=list(_NEEDED))
         lacking = [name for name in _NEEDED if name not in runs]
         if lacking:
@@ -66,6 +66,8 @@ class Comparison:
             )
         self.runs = runs.reset_index(drop=True)
         self.planned = planned
+        #: Kinds of final runs that there are to be.
+        self.expected = tuple(PHASES) if equal_time else ("steps",)
         plans = [(d, m) for d, methods in (planned or {}).items() for m in methods]
         self.data: list[str] = list(dict.fromkeys([*(d for d, _ in plans), *self.runs["data"]]))
         self.methods: list[str] = sorted({*(m for _, m in plans), *self.runs["method"]}, key=lambda m: ("+" in m, m))

@@ -36,6 +36,7 @@ def write_results(
     prefix: str = "",
     planned: Planned | None = None,
     left_out: Mapping[str, str] | None = None,
+    equal_time: bool = True,
 ) -> list[Path]:
     """Write results.md, results.tex (tables alone), results.html (by itself), ranks.svg, differences.svg and tests.csv (every
     test of every family) into `out`; returns their paths.
@@ -49,11 +50,12 @@ def write_results(
         planned: {data set: {method: seeds}} of the final runs that there are to be; without it, what is missing is told by
             what other methods have.
         left_out: {data set: why it is not in the comparison}.
+        equal_time: whether there are to be final runs at equal processor time.
 
     Raises:
         EquipoiseError: a column that is not there, two finished runs in one place, a folder that cannot be written.
     """
-    found, out = Comparison(runs, planned), Path(out)
+    found, out = Comparison(runs, planned, equal_time), Path(out)
     phase = found.phases[0] if found.phases else "steps"
     rankings = [diagram.ranking(found, phase, figure) for figure in diagram.RANKED]
     blocks = page(found, about, rankings, left_out or {})
@@ -113,11 +115,12 @@ def _opening(found: Comparison) -> str:
     over = (
         f"{seeds[0]} to {seeds[-1]} seeds" if len(seeds) > 1 else w.count(seeds[0], "seed") if seeds else "no final run"
     )
+    again = " and, once more, for the same processor time," if "time" in found.expected else ""
     return (
         f"{w.count(len(found.methods), 'method')} on {w.listed([plain(d) for d in found.data])}, {over} on each: all tuned with "
-        "one budget on validation, then trained for the same number of optimiser steps and, once more, for the same processor "
-        "time, and looked at once on test. Differences are called only where a test holds that is corrected for how many there "
-        "are; all that is not called is not distinguishable, which is not the same as equal."
+        f"one budget on validation, then trained for the same number of optimiser steps{again} and looked at once on test. "
+        "Differences are called only where a test holds that is corrected for how many there are; all that is not called is not "
+        "distinguishable, which is not the same as equal."
     )
 
 
