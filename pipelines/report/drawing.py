@@ -88,7 +88,7 @@ def _dot(series: Series, x: float, y: float, title: str = "") -> Markup:
     return el("path", inner, css=f"dot {css(series.colour)}", transform=f"translate({x} {y})", d=shape)
 
 
-class _Plane:
+class Plane:
     """Pixels of data coordinates, with room on the left for the labels of the y axis's ticks."""
 
     def __init__(
@@ -133,7 +133,7 @@ def _lines(figure: Figure, together: Sequence[Figure]) -> Markup:
     shown = [float(x) for f in together for x in (*f.x, *(m.x for m in f.marks if m.x is not None))] or [0.0]
     first, last = min(shown), max(max(shown), min(shown) + 1)
     y_ticks = _common(together)
-    plane = _Plane((first, last), (y_ticks[0], y_ticks[-1]), HEIGHT, y_ticks)
+    plane = Plane((first, last), (y_ticks[0], y_ticks[-1]), HEIGHT, y_ticks)
     parts = []
     if figure.best is not None:
         at = plane.px(figure.best)
@@ -183,7 +183,7 @@ def _runs(points: Sequence[Any]) -> list[list[Any]]:
 def _bars(figure: Figure, together: Sequence[Figure]) -> Markup:
     y_ticks = _common(together)
     top = y_ticks[-1]
-    plane = _Plane((0, max(len(figure.x), 1)), (y_ticks[0], top), HEIGHT, y_ticks)
+    plane = Plane((0, max(len(figure.x), 1)), (y_ticks[0], top), HEIGHT, y_ticks)
     width = 0.78 if figure.kind == "stack" else 0.8 / max(len(figure.series), 1)
     parts = []
     for i, x in enumerate(figure.x):
@@ -221,7 +221,7 @@ def _rows(figure: Figure, together: Sequence[Figure]) -> Markup:
     xs = [x for f in together for x in f.x] or [0.0]
     peak = max((max(s.y) / max(sum(s.y), 1) for f in together for s in f.series if s.y), default=1.0) or 1.0  # type: ignore[type-var, arg-type, operator]
     height = TOP + ROW * max(len(figure.series), 1) + BOTTOM
-    plane = _Plane((min(xs) - step / 2, max(xs) + step / 2), (0, 1), height)
+    plane = Plane((min(xs) - step / 2, max(xs) + step / 2), (0, 1), height)
     inside = [t for t in ticks(min(xs), max(xs), 8) if plane.x[0] <= t <= plane.x[1]]
     parts = [el("line", css="grid", x1=plane.px(t), x2=plane.px(t), y1=TOP, y2=plane.bottom) for t in inside]
     for r, series in enumerate(figure.series):
@@ -253,7 +253,7 @@ def _bubbles(figure: Figure, together: Sequence[Figure]) -> Markup:
     pad = 0.14 * ((max(sides) - min(sides)) or 1.0)
     low, high = min(sides) - pad, max(sides) + pad
     inside = [t for t in ticks(low, high, 6) if low <= t <= high]
-    plane = _Plane((low, high), (low, high), SQUARE, inside)
+    plane = Plane((low, high), (low, high), SQUARE, inside)
     parts = [el("line", css="grid", x1=plane.px(t), x2=plane.px(t), y1=TOP, y2=plane.bottom) for t in inside]
     ends = {"x1": plane.px(low), "y1": plane.py(low), "x2": plane.px(high), "y2": plane.py(high)}
     parts.append(el("g", el("title", "equal contributions") + el("line", **ends), css="level"))

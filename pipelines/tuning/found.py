@@ -104,16 +104,16 @@ def read_search(out: Path) -> Found:
     curves = pd.DataFrame(columns=["number", "epoch", "step", "full", "missing", "score"])
     if (out / "curves.parquet").is_file():
         curves = pd.read_parquet(out / "curves.parquet")
-    by_trial = {int(number): rows for number, rows in curves.sort_values("step").groupby("number")}  # type: ignore[call-overload]
+    by_trial = {int(str(number)): rows for number, rows in curves.sort_values("step").groupby("number")}
     trials = [_trial(row, by_trial.get(int(row["number"])), config) for row in table.to_dict("records")]
     return Found(config, tuple(sorted(trials, key=lambda trial: trial.number)), read_json(out / "confirm.json"))
 
 
 def _trial(row: Mapping[Any, Any], curve: pd.DataFrame | None, config: TuneConfig) -> FoundTrial:
-    params = {}
+    params: dict[str, Any] = {}
     for parameter in config.searched.parameters:
         value = row.get(PREFIX + parameter.key)
-        if parameter.applies(params) and (value == value and value is not None or _holds_none(parameter)):
+        if parameter.applies(params) and (not _absent(value) or _holds_none(parameter)):
             params[parameter.key] = restored(parameter, value)
     points = [] if curve is None else curve.to_dict("records")
     step = _whole(row["step"])
@@ -142,6 +142,10 @@ def restored(parameter: Parameter, value: Any) -> Any:
     return int(value) if isinstance(d, IntDistribution) else float(value)
 
 
+def _absent(value: Any) -> bool:
+    return value is None or value != value
+
+
 def _holds_none(parameter: Parameter) -> bool:
     return isinstance(parameter.distribution, CategoricalDistribution) and None in parameter.distribution.choices
 
@@ -151,7 +155,7 @@ def _values(row: Mapping[Any, Any]) -> dict[str, float]:
 
 
 def _whole(value: Any) -> int:
-    return int(value) if value is not None and value == value else 0
+    return 0 if _absent(value) else int(value)
 
 
 def log_scaled(parameter: Parameter) -> bool:

@@ -25,7 +25,7 @@ from equipoise.tune_spaces import Parameter
 #: The largest of so many shuffles is passed by chance once in 20 times.
 SHUFFLES = 19
 FEW = 4  # below so many trials nothing is said
-_TREES = 32
+_TREES = 16
 
 
 @dataclass(frozen=True)
