@@ -159,6 +159,8 @@ def test_a_budget_of_steps_is_never_exceeded(data, tmp_path, ray_cluster):
     # Raised, it goes on; what was spent counts.
     trials = tune({**asked, "trials": {"light": 9}, "budget": {"steps": 200}}).trials
     assert list(trials["steps"]) == [40] * 5
+    with pytest.raises(EquipoiseError, match=r"The budget was spent before a trial ended: raise budget.hours"):
+        tune({**asked, "out": str(tmp_path / "other"), "budget": {"hours": 1e-9}})
 
 
 @pytest.mark.parametrize("resampler", ["none", "sample"])

@@ -76,7 +76,7 @@ class Records:
 
     def ended(self, kind: str | None = None) -> list[Record]:
         """Those that are not run again."""
-        return [r for r in self.by_number.values() if r.ended and kind in (None, r.kind)]
+        return [r for _, r in sorted(self.by_number.items()) if r.ended and kind in (None, r.kind)]
 
     @property
     def steps(self) -> int:

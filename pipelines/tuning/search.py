@@ -5,6 +5,7 @@ Imports Ray and Optuna: import it where Ray runs.
 
 from __future__ import annotations
 
+import json
 import time
 import warnings
 from collections.abc import Callable
@@ -96,12 +97,12 @@ class Search(_NotKept, OptunaSearch):
             self._ot_trials[trial_id] = optuna.trial.Trial(self._study, left._trial_id)
         said = super().suggest(trial_id) or {}
         params = {key: value for key, value in said.items() if key != "number"}
-        number = said["number"]
-        record = self._records.by_number.get(number)
+        record = self._records.by_number.get(said["number"])
         if record is None:
-            record = Record(number, self._kind, params, self._run(params).model_dump(mode="json"))
+            record = Record(said["number"], self._kind, params, self._run(params).model_dump(mode="json"))
         self._records.write(record)
-        return {"number": number, "params": params}
+        # As text: Tune would look for things to draw in a nested configuration.
+        return {"number": record.number, "config": json.dumps(record.config)}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         trial = self._ot_trials.pop(trial_id)
@@ -144,7 +145,7 @@ class Halving(_NotKept, AsyncHyperBandScheduler):
             "step", config.select, "max", max_t=most, grace_period=grace, reduction_factor=config.reduction
         )
         self._records, self._most = records, most
-        for record in sorted(records.ended(), key=lambda r: r.number):
+        for record in records.ended():
             past: Any = SimpleNamespace(trial_id=f"past-{record.number}")
             self.on_trial_add(None, past)  # type: ignore[arg-type]
             for row in record.curve:

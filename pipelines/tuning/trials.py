@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from equipoise.models.errors import EquipoiseError
-from equipoise.pipelines.config import Config
+from equipoise.pipelines.config import Config, load_config
 from equipoise.pipelines.objectives import objectives
 from equipoise.pipelines.run import Run
 from equipoise.pipelines.sentences import sentence_of
@@ -93,19 +94,18 @@ def reported(row: Mapping[str, Any]) -> dict[str, Any]:
     return {**{name: row[name] for name in _AIMS}, "row": dict(row)}
 
 
-def trainable(kind: str, settings: Mapping[str, Any]) -> Callable[[dict[str, Any]], None]:
-    """The function of trials of a kind for Tune.
+def trainable(kind: str, out: str) -> Callable[[dict[str, Any]], None]:
+    """The function of trials of a kind for Tune, in a search in the folder `out`.
 
-    `settings`: "out", the folder of the search, and "base" and "threads". An error of the training itself is reported, not
-    raised: Tune would try it again, which only helps where a process died.
+    An error of the training itself is reported, not raised: Tune would try it again, which only helps where a process died.
     """
 
     def trial(suggested: dict[str, Any]) -> None:
         from ray import tune
 
         try:
-            config = run_of(kind, settings, suggested["number"], suggested["params"])
-            (light_trial if kind == "light" else train_trial)(config)
+            made = Config.model_validate(json.loads(suggested["config"]))
+            (light_trial if kind == "light" else train_trial)(run_of(made, Path(out), suggested["number"]))
         except Exception as error:
             said = sentence_of(error)
             text = (
@@ -116,11 +116,10 @@ def trainable(kind: str, settings: Mapping[str, Any]) -> Callable[[dict[str, Any
     return trial
 
 
-def run_of(kind: str, settings: Mapping[str, Any], number: int, params: Mapping[str, Any]) -> Config:
-    """The configuration that a trial trains with, in its own folder, without what only a run to keep needs."""
-    made = complete(kind, settings, params)
+def run_of(made: Config, out: Path, number: int) -> Config:
+    """What a trial trains with, in its own folder, without what only a run to keep needs."""
     quick = {
-        "out": str(Path(settings["out"]) / "trials" / f"{number:04d}" / "run"),
+        "out": str(out / "trials" / f"{number:04d}" / "run"),
         "tracker": "none",
         "report": False,
         "valuation": made.valuation.model_copy(update={"final": False}),
@@ -129,9 +128,9 @@ def run_of(kind: str, settings: Mapping[str, Any], number: int, params: Mapping[
 
 
 def complete(kind: str, settings: Mapping[str, Any], params: Mapping[str, Any]) -> Config:
-    """The run that repeats a trial with `fit`, bit for bit: workers, device and threads are those of the trial."""
-    from equipoise.pipelines.config import load_config
-
+    """The run that some parameters make, as a trial trains it and `fit` repeats it, bit for bit: `settings` has "base", and the
+    "threads" and "device" of trials of the kind.
+    """
     made = load_config(settings["base"], dict(params))
     own: dict[str, Any] = {"threads": settings["threads"]}
     if kind == "light":

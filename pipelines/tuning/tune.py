@@ -87,12 +87,13 @@ class _Sitting:
     def run(self) -> FinishedSearch:
         start_ray(self.resources, self.room.cpus, self.verbose, dashboard=True)
         before = free()
-        spent, began = read_json(self.out / "spent.json") or {"seconds": 0.0}, time.time()
+        # When it would have begun, had it gone on without a break.
+        self.started = time.time() - (read_json(self.out / "spent.json") or {"seconds": 0.0})["seconds"]
         try:
             for kind in self.room.at_once:
-                self._trials(kind, began - spent["seconds"])
+                self._trials(kind)
         finally:
-            write_json(self.out / "spent.json", {"seconds": spent["seconds"] + time.time() - began})
+            self._clock()
             trials = self.records.write_tables(self.out)
         best = self._winner()
         run = self._write_best(best)
@@ -100,7 +101,7 @@ class _Sitting:
         back = all_back(before)
         return FinishedSearch(self.out, self.config.select, trials, run, confirmed, back, _write_page(self.out))
 
-    def _trials(self, kind: str, started: float) -> None:
+    def _trials(self, kind: str) -> None:
         from ray import tune
 
         from equipoise.pipelines.tuning.search import Halving, Recorder, Search
@@ -113,9 +114,9 @@ class _Sitting:
         os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one says things at verbose=0 too
         each = {"cpu": self.config.cpus, "gpu": self.config.gpus} if kind == "light" else {"cpu": 0.01}
         sittings = self.out / "ray"
-        search = Search(self.config, self.records, kind, lambda params: complete(kind, settings, params), started)
+        search = Search(self.config, self.records, kind, lambda params: complete(kind, settings, params), self.started)
         tuner = tune.Tuner(
-            tune.with_resources(trainable(kind, settings), each),
+            tune.with_resources(trainable(kind, str(self.out)), each),
             tune_config=tune.TuneConfig(
                 search_alg=search,
                 scheduler=Halving(self.config, self.records) if self.config.stop == "asha" else None,
@@ -147,7 +148,6 @@ class _Sitting:
 
     def _settings(self, kind: str) -> dict[str, Any]:
         return {
-            "out": str(self.out),
             "base": self.config.base.model_dump(mode="json"),
             "threads": self.room.threads[kind],
             "device": "cuda" if self.config.gpus else "cpu",
@@ -157,6 +157,7 @@ class _Sitting:
         """A line a trial that has ended; an error in full the first time only."""
         if record.status == "running":
             return
+        self._clock()
         kept, of = record.kept, self.config.trials.light + self.config.trials.train
         line = f"trial {record.number} ({len(self.records.ended())} of {of}, {record.kind}): {record.status}"
         if record.status != "failed" and kept is not None:
@@ -168,10 +169,16 @@ class _Sitting:
             line += f": {record.error}"
         self.console.print(Text(line), soft_wrap=True)
 
+    def _clock(self) -> None:
+        """Keep how long the search has taken, for budget.hours."""
+        write_json(self.out / "spent.json", {"seconds": time.time() - self.started})
+
     def _winner(self) -> Record:
         best = self.records.best(self.config.select)
         if best is not None:
             return best
+        if not self.records.ended():
+            raise EquipoiseError("The budget was spent before a trial ended: raise budget.hours or budget.steps.")
         failed = [record for record in self.records.ended() if record.status == "failed"]
         if failed and len(failed) == len(self.records.ended()):
             raise EquipoiseError(f"All {len(failed)} trials failed; the first said: {failed[0].error}")
@@ -181,7 +188,7 @@ class _Sitting:
         )
 
     def _write_best(self, best: Record) -> Config:
-        run = complete(best.kind, self._settings(best.kind), best.params)
+        run = Config.model_validate(best.config)
         kept = best.kept or {}
         with atomic(self.out / "best.yaml") as part:
             part.write_text(
