@@ -309,3 +309,17 @@ def test_verdicts_of_a_difference() -> None:
     assert Difference(0.1, 0.05, 0.15, 0.001, 0.01, 5, adjusted=0.2).verdict == "not distinguishable"
     assert Difference(0.1, 0.05, 0.15, 0.001, 0.01, 5, adjusted=0.04).verdict == "higher"
     assert Difference(-0.1, -0.15, -0.05, 0.001, 0.01, 5, adjusted=0.04).verdict == "lower"
+
+
+def test_a_data_set_with_few_methods_does_not_keep_the_others_from_being_ranked() -> None:
+    rows = [row(f"d{i}", f"m{j}", 0, 0.9 - j / 10) for i in range(3) for j in range(5)]
+    rows += [row("small", f"m{j}", 0, 0.9 - j / 10) for j in range(2)]
+    found = diagram.ranking(Comparison(pd.DataFrame(rows)), "steps", "full")
+    assert list(found.data) == ["d0", "d1", "d2"]
+    assert len(found.ranks) == 5
+    assert not found.left_out
+    assert "Not counted, as fewer methods ran there: small." in diagram.said(found)
+    alone = [row(f"d{i}", f"m{j}", 0, 0.9 - j / 10) for i in range(3) for j in range(5) if (i, j) != (1, 4)]
+    found = diagram.ranking(Comparison(pd.DataFrame(alone)), "steps", "full")
+    assert list(found.data) == ["d0", "d1", "d2"]
+    assert list(found.left_out) == ["m4"]

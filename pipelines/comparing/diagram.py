@@ -29,7 +29,8 @@ _STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "equipoise", "font.size":
 
 @dataclass(frozen=True)
 class Ranking:
-    """Mean ranks (1 is best) of the methods that ran on all data sets, by the mean of a figure over seeds.
+    """Mean ranks (1 is best) of methods that ran on each of `data`, by the mean of a figure over seeds; `left_out` are the
+    other methods, `elsewhere` the other data sets.
 
     `friedman` is the p-value of Friedman's test that all methods have the same expected rank; `apart` the pairs that Nemenyi's
     test of all pairs tells apart, (better, worse), and `critical` the difference of mean ranks that it takes. NaN and nothing
@@ -40,6 +41,7 @@ class Ranking:
     data: Sequence[str]
     ranks: pd.Series
     left_out: Sequence[str]
+    elsewhere: Sequence[str] = ()
     friedman: float = math.nan
     critical: float = math.nan
     nemenyi: pd.DataFrame | None = None
@@ -54,8 +56,7 @@ class Ranking:
 
 def ranking(found: Comparison, phase: str, figure: str) -> Ranking:
     """Ranks of one figure."""
-    data = [d for d in found.data if found.ran(phase, d)]
-    methods = [m for m in found.methods if data and all(m in found.ran(phase, d) for d in data)]
+    data, methods = _together(found, phase)
     means = pd.DataFrame(
         {m: [found.spread(phase, d, m, figure).mean * (-1) ** found.lower_is_better(d) for d in data] for m in methods},
         index=data,
@@ -63,14 +64,29 @@ def ranking(found: Comparison, phase: str, figure: str) -> Ranking:
     ).dropna(axis=1)
     methods = list(means.columns)
     left_out = [m for m in found.methods if m not in methods]
+    elsewhere = [d for d in found.data if found.ran(phase, d) and d not in data]
     ranks = means.round(9).rank(axis=1, ascending=False).mean() if len(data) else pd.Series(dtype=float)
     k, n = len(methods), len(data)
     if k < 3 or n < 2:
-        return Ranking(figure, data, ranks, left_out)
+        return Ranking(figure, data, ranks, left_out, elsewhere)
     friedman = float(stats.friedmanchisquare(*(means[m].round(9) for m in methods)).pvalue)
     critical = float(stats.studentized_range.isf(LEVEL, k, math.inf)) * math.sqrt(k * (k + 1) / (12 * n))
     table = scikit_posthocs.posthoc_nemenyi_friedman(-means.round(9))
-    return Ranking(figure, data, ranks, left_out, friedman, critical, table)
+    return Ranking(figure, data, ranks, left_out, elsewhere, friedman, critical, table)
+
+
+def _together(found: Comparison, phase: str) -> tuple[list[str], list[str]]:
+    """Data sets, and the methods that ran on all of them, so that the most ranks can be given: a data set with few methods
+    is rather left out than all that did not run there.
+    """
+    ran = {d: set(found.ran(phase, d)) for d in found.data if found.ran(phase, d)}
+    best: tuple[list[str], set[str]] = ([], set())
+    order = sorted(ran, key=lambda d: -len(ran[d]))
+    for n in range(1, len(order) + 1):
+        common = set.intersection(*(ran[d] for d in order[:n]))
+        if n * len(common) >= len(best[0]) * len(best[1]):
+            best = order[:n], common
+    return [d for d in found.data if d in best[0]], [m for m in found.methods if m in best[1]]
 
 
 def said(found: Ranking) -> str:
@@ -104,6 +120,8 @@ def said(found: Ranking) -> str:
         if found.left_out
         else ""
     )
+    if found.elsewhere:
+        out += f" Not counted, as fewer methods ran there: {w.listed([plain(d) for d in found.elsewhere])}."
     return f"**Ranks of {found.figure}** over {w.listed([plain(d) for d in found.data])}. {whole}. {far}. {pairs}.{out}"
 
 
