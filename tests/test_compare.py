@@ -1,10 +1,12 @@
 """`equipoise compare`: equal tuning, equal steps, one look at test; interrupted, it goes on."""
 
 import json
+import os
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from rich.console import Console
 
 from equipoise.models.errors import EquipoiseError
@@ -13,6 +15,7 @@ from equipoise.pipelines.comparing.config import CONTROLS, Method, load_compare
 from equipoise.pipelines.comparing.plan import SAME_TIME, Plan
 from equipoise.pipelines.comparing.training import Job, run
 from equipoise.pipelines.config import load_config
+from equipoise.pipelines.files import write_json
 from equipoise.pipelines.light import train_light
 
 SMALL = {
@@ -221,6 +224,19 @@ def test_what_is_not_defined_for_a_data_set_is_named_not_run(tmp_path):
             "Unknown method of the data set 'a': 'ogm'",
         ),
         ({"base": {"seed": 3}}, "`base` cannot set 'seed': the comparison chooses it."),
+        ({"base": {"balancer.name": "ogm"}}, "`base` cannot set 'balancer.name': the comparison chooses it."),
+        ({"base": {"max_epochs": 2}}, "`base` cannot set 'max_epochs': a comparison is made at equal optimiser steps"),
+        ({"base": {"early_stopping.patience": 2}}, "`base` cannot set 'early_stopping.patience': a comparison is made"),
+        ({"data": {"a": {"path": "x", "base": {"seed": 3}}}}, "`base` cannot set 'seed': the comparison chooses it."),
+        ({"data": {"a": {"source": "digits", "options": {"seed": 3}}}}, "`options` of a data set cannot set 'seed'"),
+        (
+            {"space": {"max_steps": {"integer": [1, 9], "default": 4}}},
+            "`space` cannot change 'max_steps': it is the same",
+        ),
+        (
+            {"space": {"seed": {"integer": [1, 9], "default": 4}}},
+            "`space` cannot change 'seed': it is the same for all",
+        ),
         ({"space": {"balancer.options.alpha": None}}, "`space` cannot change 'balancer.options.alpha'"),
         ({"select": "test/full"}, "Key 'select' in the configuration: Input should be 'score', 'full' or 'missing'"),
         (
@@ -239,14 +255,90 @@ def test_a_configuration_that_cannot_be_is_refused_in_a_sentence(change, sentenc
 
 def test_an_option_that_a_base_misspells_is_refused_before_anything_runs(tmp_path):
     with pytest.raises(EquipoiseError) as refused:
-        planned({**SMALL, "out": str(tmp_path), "base": {"max_stepps": 3}})
-    assert "max_steps" in str(refused.value)
+        planned({**SMALL, "out": str(tmp_path), "base": {"max_steps": 3, "batch_sizes": 3}})
+    assert "did you mean 'batch_size'" in str(refused.value)
 
 
 def test_a_data_set_without_a_budget_of_steps_is_refused(tmp_path):
     with pytest.raises(EquipoiseError) as refused:
-        planned({**SMALL, "out": str(tmp_path), "base": {"max_epochs": 2}})
+        planned({**SMALL, "out": str(tmp_path), "base": {"batch_size": 64}})
     assert "The data set 'digits' has no max_steps" in str(refused.value)
+
+
+def test_an_override_reaches_what_lies_deeper():
+    config = load_compare(SMALL | {"out": "o"}, ["data.digits.seeds=1", "tuning.several=1"])
+    assert config.data["digits"].seeds == config.tuning.several == 1
+    assert config.data["digits"].source == "digits"
+    assert config.tuning.configurations == 3
+
+
+def records_of(plan, method, seconds):
+    """Records of the method's tuning, and of its final runs with these seconds: None, one that failed."""
+    for job in plan.tuning_of("digits", method):
+        write_json(
+            job.path, {"identity": job.identity, "status": "done", "number": job.number, "validation/score": 0.5}
+        )
+    for seed, some in enumerate(seconds):
+        job = plan._final("digits", method)[seed]
+        write_json(
+            job.path, {"identity": job.identity, "status": "failed" if some is None else "done", "seconds": some}
+        )
+
+
+def test_another_severity_of_noise_is_another_final_run_and_no_other_tuning(tmp_path):
+    plan = planned({**SMALL, "out": str(tmp_path)})
+    records_of(plan, Method("joint"), [1.0, 1.0])
+    other = planned({**SMALL, "out": str(tmp_path), "severity": 5})
+    assert all(job.record() is not None for job in other.tuning_of("digits", Method("joint")))
+    assert all(job.record() is not None for job in plan._final("digits", Method("joint")))
+    assert all(job.record() is None for job in other._final("digits", Method("joint")))
+
+
+def test_how_much_slower_is_of_the_seeds_that_both_finished(tmp_path):
+    plan = planned({**SMALL, "out": str(tmp_path), "seeds": 3})
+    records_of(plan, Method("joint"), [1.0, 1.0, None])
+    assert plan.slower("digits", Method("summed")) is None, "not made yet"
+    records_of(plan, Method("summed"), [2.0, None, 4.0])
+    assert plan.slower("digits", Method("summed")) == 2.0
+    records_of(plan, Method("balgrad"), [None, None, 3.0])
+    assert plan.slower("digits", Method("balgrad")) is None, "no seed has both"
+
+
+def test_paths_are_those_of_this_directory_wherever_a_task_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    job = planned({**SMALL, "out": "here"}).tuning()[0]
+    assert job.path.is_relative_to(tmp_path / "here")
+    assert job.config.data.startswith(str(tmp_path / "here"))
+
+
+def test_a_training_whose_process_dies_is_a_failed_one(ray_cluster, tmp_path, monkeypatch):
+    import equipoise.pipelines.comparing.compare as module
+
+    monkeypatch.setattr(module, "run", dies)
+    plan = planned({**SMALL, "out": str(tmp_path)})
+    job = plan.tuning()[0]
+    [(_, record)] = list(module._results([job], plan.config))
+    assert record["status"] == "failed"
+    assert "its process died" in record["error"]
+    assert job.record() == json.loads(json.dumps(record))
+
+
+def dies(job):
+    os._exit(1)
+
+
+def test_a_device_that_is_not_there_is_a_sentence(tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(EquipoiseError) as refused:
+        quietly({**SMALL, "out": str(tmp_path), "base": {**SMALL["base"], "device": "cuda"}})
+    assert "there is no GPU: leave it out to train on the CPU" in str(refused.value)
+
+
+def test_only_refused_methods_and_no_run_is_a_page_all_the_same(tmp_path):
+    base = {**SMALL["base"], "model": {"fusion": "gated"}}
+    files = quietly({**SMALL, "out": str(tmp_path), "base": base}, rebuild=True)
+    assert all(path.exists() for path in files)
 
 
 def test_more_at_a_time_than_there_is_room_for_is_a_sentence(ray_cluster, tmp_path):

@@ -127,6 +127,7 @@ def test_a_configuration_changes_adds_and_leaves_out():
         ({"choice": [], "default": 1}, "which holds nothing"),
         ({"uniform": [0, 1]}, "The space of 'x' needs a default, which is tried first"),
         ({"uniform": [0, 1], "defalt": 1}, "Unknown field of the space of 'x': 'defalt': did you mean 'default'?"),
+        ({"uniform": [0, 1], "default": 0, "when": "a"}, "The space of 'x' has when: 'a': say which values of what"),
         (3, "such as {log: [0.001, 0.1], default: 0.01}; found 3."),
     ],
 )

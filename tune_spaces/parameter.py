@@ -53,6 +53,10 @@ class Parameter:
             ) from None
         if "default" not in said:
             raise EquipoiseError(f"The space of {key!r} needs a default, which is tried first: add `default: ...`.")
+        if not isinstance(said.get("when") or {}, Mapping):
+            raise EquipoiseError(
+                f"The space of {key!r} has when: {said['when']!r}: say which values of what, such as {{optimizer.name: [sgd]}}."
+            )
         when = {
             f"{prefix}{option}": tuple(values) if isinstance(values, list) else (values,)
             for option, values in (said.get("when") or {}).items()

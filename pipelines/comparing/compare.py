@@ -16,7 +16,7 @@ from rich.text import Text
 from equipoise.models.errors import EquipoiseError
 from equipoise.pipelines.comparing.config import CompareConfig, load_compare
 from equipoise.pipelines.comparing.plan import SAME_TIME, Plan
-from equipoise.pipelines.comparing.training import Job, run
+from equipoise.pipelines.comparing.training import Job, failed, run
 from equipoise.pipelines.files import atomic, read_json, write_json
 from equipoise.pipelines.interrupting import alone
 
@@ -107,7 +107,7 @@ def frame(plan: Plan) -> pd.DataFrame:
     for (name, label), why in plan.refused.items():
         method = next(m for m in plan.config.methods_of(name) if m.label == label)
         row = {"data": name, "method": label, "balancer": method.balancer, "resampler": method.resampler}
-        rows.append({**row, "phase": "steps", "status": "refused", "error": why})
+        rows.append({**row, "phase": "steps", "seed": None, "status": "refused", "error": why})
     return pd.DataFrame(rows)
 
 
@@ -124,7 +124,7 @@ def _make(jobs: Sequence[Job], config: CompareConfig, console: Console) -> None:
     """Make what has no record, `config.jobs` at a time, as tasks of Ray: on this machine, or on the cluster that is there."""
     found = {job.path: job.record() for job in jobs}
     missing = [job for job in jobs if (record := found[job.path]) is None or record["status"] == "failed"]
-    failed: set[tuple[str, str]] = set()
+    told: set[tuple[str, str]] = set()
     began = time.perf_counter()
     for made, (job, record) in enumerate(_results(missing, config), start=1):
         left = (time.perf_counter() - began) / made * (len(missing) - made)
@@ -132,8 +132,8 @@ def _make(jobs: Sequence[Job], config: CompareConfig, console: Console) -> None:
             Text(f"{made}/{len(missing)} {job.name}: {_said(record)} ({left / 60:.0f} min left)"), soft_wrap=True
         )
         key = job.data, job.method
-        if record["status"] == "failed" and key not in failed:
-            failed.add(key)
+        if record["status"] == "failed" and key not in told:
+            told.add(key)
             console.print(Text(f"failed: {job.name}: {record['error']} The rest goes on.", "red"), soft_wrap=True)
 
 
@@ -155,6 +155,8 @@ def _results(jobs: Sequence[Job], config: CompareConfig) -> Iterator[tuple[Job, 
     cuda = any(job.config.device == "cuda" for job in jobs)
     room = resources.gpus if cuda else sum(int(node.cpus) for node in resources.nodes)
     at_once = config.jobs or max(1, room)
+    if not room:
+        raise EquipoiseError("`base` asks for device cuda, and there is no GPU: leave it out to train on the CPU.")
     if at_once > room:
         raise EquipoiseError(
             f"jobs={at_once} trainings at a time need as many {'GPUs' if cuda else 'cores'}, and there are {room}: ask for fewer."
@@ -170,7 +172,11 @@ def _results(jobs: Sequence[Job], config: CompareConfig) -> Iterator[tuple[Job, 
                 running[task.remote(job)] = job
             (ready, *_), _ = ray.wait(list(running))
             job = running.pop(ready)
-            yield job, ray.get(ready)
+            try:
+                record = ray.get(ready)
+            except ray.exceptions.RayError as error:  # its process died each time, for want of memory as a rule
+                record = failed(job, f"{type(error).__name__}: its process died, and so did those that tried again.")
+            yield job, record
     finally:
         for reference in running:
             ray.cancel(reference, force=True)

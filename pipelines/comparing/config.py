@@ -12,13 +12,16 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from equipoise import balancers, valuation
 from equipoise.models.errors import EquipoiseError, unknown
-from equipoise.pipelines.config import Section, pairs
+from equipoise.pipelines.config import Section, override, pairs
 
 #: What every claim is judged against, so always run: plain training, unimodal losses, steps and copies without valuation,
 #: masks, and a model a modality.
 CONTROLS = ("joint", "summed", "joint+more_steps", "joint+random_copies", "modality_dropout", "ensemble")
 #: What every method is compared with.
 REFERENCES = ("joint", "summed")
+#: Sections of a training's configuration that the comparison chooses, and those that would end trainings at other steps.
+CHOSEN = ("data", "out", "seed", "balancer", "resampler")
+ENDING = ("max_epochs", "early_stopping")
 
 
 class DataSet(Section):
@@ -42,6 +45,11 @@ class DataSet(Section):
             raise EquipoiseError(
                 "A data set of a comparison needs either `source` (what `equipoise prepare` takes) or `path` (what it wrote)."
             )
+        if given := [key for key in ("seed", "fold") if key in self.options]:
+            raise EquipoiseError(
+                f"`options` of a data set cannot set {given[0]!r}: each seed of the comparison gives its own (`seed_as`)."
+            )
+        _check_base(self.base)
         if self.methods is not None and (lacking := [m for m in REFERENCES if m not in self.methods]):
             raise EquipoiseError(
                 f"The `methods` of a data set leave out {' and '.join(lacking)}, which all are compared with: name them too."
@@ -103,13 +111,14 @@ class CompareConfig(Section):
                 if label not in everything:
                     raise unknown(f"method of the data set {name!r}:", label, everything)
         for key in self.space:
-            if key.split(".")[0] in ("balancer", "resampler"):
+            first = key.split(".")[0]
+            if first in ("balancer", "resampler"):
                 raise EquipoiseError(
                     f"`space` cannot change {key!r}: every method has its own options, and their spaces lie in tune_spaces/."
                 )
-        for key in ("data", "out", "seed", "balancer", "resampler"):
-            if key in self.base:
-                raise EquipoiseError(f"`base` cannot set {key!r}: the comparison chooses it.")
+            if first in (*CHOSEN, *ENDING, "max_steps"):
+                raise EquipoiseError(f"`space` cannot change {key!r}: it is the same for all that is compared.")
+        _check_base(self.base)
         return self
 
     def _named(self, which: str) -> list[str]:
@@ -155,8 +164,19 @@ class Method:
         return balancers.get(self.balancer).separate or self.resampler != "none"
 
 
+def _check_base(base: Mapping[str, Any]) -> None:
+    for key in base:
+        first = key.split(".")[0]
+        if first in CHOSEN:
+            raise EquipoiseError(f"`base` cannot set {key!r}: the comparison chooses it.")
+        if first in ENDING:
+            raise EquipoiseError(
+                f"`base` cannot set {key!r}: a comparison is made at equal optimiser steps, so give max_steps alone."
+            )
+
+
 def load_compare(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> CompareConfig:
-    """Read a comparison from YAML or a mapping, with `key=value` overrides of its first level.
+    """Read a comparison from YAML or a mapping, with `key=value` overrides, dotted for what lies deeper.
 
     Raises:
         EquipoiseError: what cannot be read, an unknown key or name, in a sentence.
@@ -177,7 +197,8 @@ def load_compare(source: str | Path | Mapping[str, Any], overrides: Sequence[str
             raise EquipoiseError(f"Cannot read the configuration {where}: {error.strerror}.") from None
         if not isinstance(raw, dict):
             raise EquipoiseError(f"{where} must hold `key: value` lines, such as `seeds: 5`.")
-    raw |= pairs(overrides)
+    for key, value in pairs(overrides).items():
+        override(raw, key, value)
     try:
         return CompareConfig.model_validate(raw)
     except ValidationError as error:

@@ -22,6 +22,8 @@ from equipoise.tune_spaces import space_for
 
 #: A method that is this little slower than joint needs no run of its own at equal processor time.
 SAME_TIME = 1.05
+#: Of noise: what a record was made with that does not say another.
+SEVERITY = 3
 Record = dict[str, Any]
 
 
@@ -37,7 +39,8 @@ class Plan:
     refused: dict[tuple[str, str], str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.out = Path(self.config.out)
+        # Absolute: tasks on a cluster that was there before do not run in this directory.
+        self.out = Path(self.config.out).absolute()
         self._hashes: dict[Path, str] = {}
         self._jobs: dict[tuple[Any, ...], Job] = {}
         self._chosen: dict[tuple[str, str], int] = {}
@@ -85,7 +88,7 @@ class Plan:
         """Where the data of a seed lie: other options, another folder."""
         data = self.config.data[name]
         if data.path is not None:
-            return Path(data.path)
+            return Path(data.path).absolute()
         said = json.dumps([data.source, _prepare_options(data, seed)], sort_keys=True)
         return self.out / "data" / f"{name}-{seed}-{sha256(said.encode()).hexdigest()[:8]}"
 
@@ -167,8 +170,8 @@ class Plan:
         return jobs
 
     def slower(self, name: str, method: Method) -> float | None:
-        """Processor seconds of a method over those of `joint`, median over seeds of the runs at equal steps; None while some
-        of these are not made. Once known it stays, so that a comparison that goes on keeps its steps.
+        """Processor seconds of a method over those of `joint`, median over seeds of the runs at equal steps that both finished;
+        None while some are not made, or where no seed has both. Once known it stays: a comparison that goes on keeps its steps.
         """
         file = self.out / "slower" / name / f"{method.label}.json"
         basis = [self._final(name, m) for m in (method, Method("joint"))]
@@ -179,9 +182,12 @@ class Plan:
         if known and known["of"] == identities:
             return float(known["ratio"])
         records = [[job.record() for job in jobs if job is not None] for jobs in basis]
-        if any(record is None or record["status"] != "done" for some in records for record in some):
+        made = [[record for record in some if record is not None] for some in records]
+        if made != records:
             return None
-        ratios = [a["seconds"] / b["seconds"] for a, b in zip(*records) if a is not None and b is not None]
+        ratios = [a["seconds"] / b["seconds"] for a, b in zip(*made) if a["status"] == b["status"] == "done"]
+        if not ratios:
+            return None
         ratio = statistics.median(ratios)
         write_json(file, {"of": identities, "ratio": ratio})
         return ratio
@@ -214,7 +220,10 @@ class Plan:
         path = self.out / "runs" / name / method.label / f"{phase}-{number}-{seed}.json"
         manifest_hash = self._hashes[self.folder(name, seed)]
         said = identity(config, manifest_hash)
-        job = Job(name, method.label, phase, number, seed, config, said, overrides, path, self.config.severity)
+        severity = self.config.severity
+        if phase != "tune" and severity != SEVERITY:
+            said["severity"] = severity
+        job = Job(name, method.label, phase, number, seed, config, said, overrides, path, severity)
         self._jobs[key] = job
         return job
 
@@ -227,12 +236,11 @@ class Plan:
             "resampler": method.resampler,
         }
         base = {**self.config.base, **self.config.data[name].base}
-        config = load_config(fixed, {**base, **overrides})
-        if config.max_steps is None:
+        if base.get("max_steps") is None:
             raise EquipoiseError(
                 f"The data set {name!r} has no max_steps: a comparison is made at equal optimiser steps, so give it in `base`."
             )
-        return config
+        return load_config(fixed, {**base, **overrides})
 
 
 def _prepare_options(data: DataSet, seed: int) -> dict[str, Any]:

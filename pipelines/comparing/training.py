@@ -89,7 +89,27 @@ def run(job: Job) -> dict[str, Any]:
     import torch
 
     torch.set_num_threads(1)
-    about = {
+    try:
+        record = {**_about(job), "status": "done", "error": None, **_trained(job)}
+    except Exception as error:
+        said = str(error).strip().splitlines()
+        sentence = said[0] if said else ""
+        if not isinstance(error, EquipoiseError):
+            sentence = f"{type(error).__name__}: {sentence}"
+        return failed(job, sentence)
+    write_json(job.path, record)
+    return record
+
+
+def failed(job: Job, sentence: str) -> dict[str, Any]:
+    """Write the record of a training that did not end, and return it."""
+    record = {**_about(job), "status": "failed", "error": sentence}
+    write_json(job.path, record)
+    return record
+
+
+def _about(job: Job) -> dict[str, Any]:
+    return {
         "identity": job.identity,
         "data": job.data,
         "method": job.method,
@@ -100,16 +120,6 @@ def run(job: Job) -> dict[str, Any]:
         "seed": job.seed,
         "overrides": dict(job.overrides),
     }
-    try:
-        record = {**about, "status": "done", "error": None, **_trained(job)}
-    except Exception as error:
-        said = str(error).strip().splitlines()
-        sentence = said[0] if said else ""
-        if not isinstance(error, EquipoiseError):
-            sentence = f"{type(error).__name__}: {sentence}"
-        record = {**about, "status": "failed", "error": sentence}
-    write_json(job.path, record)
-    return record
 
 
 def _trained(job: Job) -> dict[str, Any]:
