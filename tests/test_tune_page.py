@@ -291,7 +291,7 @@ def test_in_a_browser_nothing_is_fetched_and_nothing_sticks_out(tmp_path, search
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     driver = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
     try:
-        driver.get((searched / "page.html").resolve().as_uri())
+        driver.get((searched / "index.html").resolve().as_uri())
         assert driver.get_log("browser") == []
         sent = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
         requests = [m["params"] for m in sent if m["method"] == "Network.requestWillBeSent"]

@@ -25,7 +25,7 @@ _STYLE = _HERE.parent / "report" / "page.css"
 
 
 def write_page(out: Path) -> Path:
-    """Write page.html into the folder of a search, from what is stored there; returns its path.
+    """Write index.html into the folder of a search, from what is stored there; returns its path.
 
     A search that is still going on is shown as far as it is.
 
@@ -33,7 +33,7 @@ def write_page(out: Path) -> Path:
         EquipoiseError: there is no search, none of its trials has ended, or the page cannot be written.
     """
     text = render(read_search(out), out.name)
-    path = out / "page.html"
+    path = out / "index.html"
     try:
         with atomic(path) as part:
             part.write_text(text, encoding="utf-8")
