@@ -47,8 +47,7 @@ def show(search: FinishedSearch, console: Console) -> None:
         ]
         title = f"Test, best against default on {len(seeds)} new seeds"
         console.print(table(title, ["", *_WHICH, "difference", f"{100 * level:.0f} % interval"], shown))
-    page = search.page
-    lines = [f"{search.back}", f"best configuration: {search.out / 'best.yaml'}", *([f"page: {page}"] if page else [])]
+    lines = [f"{search.back}", f"best configuration: {search.out / 'best.yaml'}", f"page: {search.page}"]
     console.print(Text("\n".join([*lines, f"next: equipoise fit {search.out / 'best.yaml'}"])), soft_wrap=True)
 
 

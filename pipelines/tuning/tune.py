@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import os
 import signal
 import threading
@@ -28,11 +26,10 @@ from equipoise.pipelines.ray_local import look, start_ray
 from equipoise.pipelines.seats import Resources
 from equipoise.pipelines.tuning.config import TuneConfig, differences, load_tune
 from equipoise.pipelines.tuning.confirm import confirm
+from equipoise.pipelines.tuning.page import write_page
 from equipoise.pipelines.tuning.records import Record, Records
 from equipoise.pipelines.tuning.room import Room, all_back, free, room_for
 from equipoise.pipelines.tuning.trials import complete, trainable
-
-_PAGE = "equipoise.pipelines.tuning.page"
 
 
 @dataclass(frozen=True)
@@ -47,7 +44,7 @@ class FinishedSearch:
     best: Config
     confirmed: dict[str, Any] | None
     back: str
-    page: Path | None
+    page: Path
 
 
 def tune(
@@ -99,7 +96,7 @@ class _Sitting:
         run = self._write_best(best)
         confirmed = self._confirm(best)
         back = all_back(before)
-        return FinishedSearch(self.out, self.config.select, trials, run, confirmed, back, _write_page(self.out))
+        return FinishedSearch(self.out, self.config.select, trials, run, confirmed, back, write_page(self.out))
 
     def _trials(self, kind: str) -> None:
         from ray import tune
@@ -234,11 +231,3 @@ def _claim(out: Path, config: TuneConfig) -> None:
         raise EquipoiseError(f"{out} is not empty and holds no search: choose another out=..., or empty it.")
     with atomic(path) as part:
         part.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-
-
-def _write_page(out: Path) -> Path | None:
-    """The page of a search, where the module that writes it is there."""
-    if importlib.util.find_spec(_PAGE) is None:
-        return None
-    page: Path = importlib.import_module(_PAGE).write_page(out)
-    return page
