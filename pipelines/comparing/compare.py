@@ -10,6 +10,7 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from rich.console import Console
 from rich.text import Text
 
@@ -88,6 +89,7 @@ def frame(plan: Plan) -> pd.DataFrame:
     jobs = [*plan.tuning(), *plan.at_equal_steps(), *plan.at_equal_time()]
     rows: list[dict[str, Any]] = []
     spent: dict[tuple[str, str], int] = {}
+    orders: dict[str, np.ndarray] = {}
     for job in jobs:
         if (record := job.record()) is None:
             continue
@@ -99,7 +101,7 @@ def frame(plan: Plan) -> pd.DataFrame:
         row |= {
             "overrides": json.dumps(record["overrides"]),
             "config": json.dumps(job.config.model_dump(mode="json")),
-            "right": bytes.fromhex(right) if right else None,
+            "right": _by_source(str(job.config.data), bytes.fromhex(right), orders) if right else None,
             "spent": spent[key] if job.phase != "tune" else None,
         }
         rows.append(row)
@@ -109,6 +111,20 @@ def frame(plan: Plan) -> pd.DataFrame:
         row = {"data": name, "method": label, "balancer": method.balancer, "resampler": method.resampler}
         rows.append({**row, "phase": "steps", "seed": None, "status": "refused", "error": why})
     return pd.DataFrame(rows)
+
+
+def _by_source(folder: str, right: bytes, orders: dict[str, np.ndarray]) -> bytes:
+    """Packed bits of the test rows by the source's own ids: each seed's folder holds the same rows in another order."""
+    from equipoise.datasets.reading import Reader
+
+    if folder not in orders:
+        reader = Reader(folder)
+        chunks = range(reader.manifest.num_chunks("test"))
+        orders[folder] = np.argsort(
+            [name for chunk in chunks for name in reader.source_ids("test", chunk)], kind="stable"
+        )
+    order = orders[folder]
+    return np.packbits(np.unpackbits(np.frombuffer(right, np.uint8), count=len(order))[order]).tobytes()
 
 
 def _same_time(plan: Plan, row: Mapping[str, Any]) -> dict[str, Any] | None:
