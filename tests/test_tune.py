@@ -54,7 +54,7 @@ def test_a_search_of_light_trials(ray_cluster, asked, tmp_path, capsys):
     assert [[row[key] for key in exact] for row in curve] == [[row[key] for key in exact] for row in again]
     assert search.confirmed["seeds"] == [4, 5]
     assert "resources back" in search.back
-    assert search.page == out / "page.html"
+    assert search.page == out / "index.html"
     assert search.page.is_file()
 
     # The same call again finds all done, and leaves it as it is. More trials are in test_tune_chaos.py.
