@@ -84,7 +84,9 @@ def _power(found: Comparison, phase: str, figure: str) -> str:
         n = len(found.seeds(phase, data))
         value = found.detectable(phase, data, figure, reference, n, True)
         if not math.isnan(value):
-            parts.append(f"{w.number(value)} on {plain(data)} ({n} seeds)")
+            # A share cannot differ by more than 1: with two or three seeds a corrected test may see nothing at all.
+            seen = "none at all" if value > 1 and not found.lower_is_better(data) else w.number(value)
+            parts.append(f"{seen} on {plain(data)} ({n} seeds)")
     if not parts:
         return ""
     return (
