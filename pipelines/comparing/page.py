@@ -117,8 +117,8 @@ def _opening(found: Comparison) -> str:
     )
     again = " and, once more, for the same processor time," if "time" in found.expected else ""
     return (
-        f"{w.count(len(found.methods), 'method')} on {w.listed([plain(d) for d in found.data])}, {over} on each: all tuned with "
-        f"one budget on validation, then trained for the same number of optimiser steps{again} and looked at once on test. "
+        f"{w.count(len(found.methods), 'method')} on {w.listed([plain(d) for d in found.data])}, {over} on each: tuned on validation "
+        f"with the steps that the tables of costs give, then trained for the same number of optimiser steps{again} and looked at once on test. "
         "Differences are called only where a test holds that is corrected for how many there are; all that is not called is not "
         "distinguishable, which is not the same as equal."
     )
@@ -139,22 +139,25 @@ HOW_TO_READ = (
 EQUAL = {
     "steps": """Every method made the same number of optimiser steps on a data set. Those with several backward passes a step
     took longer for them.""",
-    "time": """Every method had the processor time that joint training took for its steps on the data set; the costlier its
-    step, the fewer it made. The runs of methods that are no slower than joint training are those at equal steps.""",
+    "time": """Every method had about the processor time that joint training took for its steps on the data set; the costlier
+    its step, the fewer it made. The runs of methods that are no slower than joint training are those at equal steps.""",
 }
 FOUND = """What is not called may be too small to be seen. These are the true differences that the tests find with a probability
 of 80 %, from the deviations that the seeds show here."""
 SETTINGS = """The score is the one by which configurations were chosen, on validation. The tables of costs give the optimiser
 steps that were spent on it."""
 LIMITS = (
-    "Small data, small models, a CPU. Nothing here says what large pretrained encoders do.",
-    """The test rows are the same in every seed: what is said holds for trainings judged on these rows, and other test rows of
-    the same source are another draw.""",
+    "What is said holds for these data sets, models and numbers of steps; other sizes were not looked at.",
+    """Where the test rows are the same in every seed, what is said holds for trainings judged on these rows, and other test
+    rows of the same source are another draw. Where seeds are folds, the settings were chosen on validation rows of the first
+    fold, and these are test rows of other folds.""",
     "Draws of train rows overlap, so that seeds are not quite independent and intervals are somewhat too narrow.",
     """The correction is within a family. There is a family for each figure, reference and kind of final run, and nothing
     corrects over families.""",
-    """Tuning has one seed a configuration and few configurations: a method with many options is searched less well than one
-    with few.""",
+    """Tuning has one seed a configuration and few configurations, fewer where a step costs a multiple: a method with many
+    options is searched less well than one with few.""",
+    """The steps at equal processor time follow from times of whole trainings, whose fixed costs hardly depend on the method:
+    the tables of costs give the time that was taken in the end.""",
     """Methods that bring their own fusion or heads are another model: a difference to joint training is then also one of
     model.""",
 )
