@@ -116,11 +116,12 @@ def _opening(found: Comparison) -> str:
         f"{seeds[0]} to {seeds[-1]} seeds" if len(seeds) > 1 else w.count(seeds[0], "seed") if seeds else "no final run"
     )
     again = " and, once more, for the same processor time," if "time" in found.expected else ""
+    sets = w.listed([plain(d) for d in found.data])
     return (
-        f"{w.count(len(found.methods), 'method')} on {w.listed([plain(d) for d in found.data])}, {over} on each: tuned on validation "
-        f"with the steps that the tables of costs give, then trained for the same number of optimiser steps{again} and looked at once on test. "
-        "Differences are called only where a test holds that is corrected for how many there are; all that is not called is not "
-        "distinguishable, which is not the same as equal."
+        f"{w.count(len(found.methods), 'method')} on {sets}, {over} on each: tuned on validation with the steps that the "
+        f"tables of costs give, then trained for the same number of optimiser steps{again} and looked at once on test. "
+        "Differences are called only where a test holds that is corrected for how many there are; all that is not called is "
+        "not distinguishable, which is not the same as equal."
     )
 
 
