@@ -207,7 +207,14 @@ def main(
         title = f"{folder.name}, {balancer}, {TRIALS} trials of {steps} steps"
         text += lines(title, found)
         console.print("\n".join(lines(title, found)), markup=False)
-    said = " ".join([*map(str, data), *([f"--only {only!r}"] if only else []), *([f"--skip {skip!r}"] if skip else [])])
+    said = " ".join(
+        [
+            *map(str, data),
+            *([f"--only {only!r}"] if only else []),
+            *([f"--skip {skip!r}"] if skip else []),
+            f"--out {out}",
+        ]
+    )
     text.append(
         f"`python -m benchmarks.search_efficiency {said} --repeats {repeats} --steps {steps} --balancer {balancer} --write`, "
         f"{date.today()}; {machine(torch.device('cpu'))}."
