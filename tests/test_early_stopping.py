@@ -45,6 +45,8 @@ def test_a_run_ends_where_its_metrics_say(tmp_path):
         if since == 2:
             break
     assert 2 < len(expected) < len(whole)
+    for row in (*short, *expected):
+        row.pop("seconds", None)  # which the machine decides
     assert short == expected
 
 

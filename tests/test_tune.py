@@ -25,8 +25,8 @@ def asked(data, tmp_path):
 
 
 def test_a_search_of_light_trials(ray_cluster, asked, tmp_path, capsys):
-    # Every second learning rate is one at which nothing can be learnt.
-    rates = {"optimizer.lr": {"choice": [1e-3, 1e-2, 1e30]}, "optimizer.weight_decay": None}
+    # At most learning rates nothing can be learnt: whatever is drawn after the default, some of it fails.
+    rates = {"optimizer.lr": {"choice": [1e-3, 1e29, 1e30, 1e31]}, "optimizer.weight_decay": None}
     asked |= {"space": rates, "concurrent": 2, "confirm": {"seeds": 2}, "seed": 1, "trials": {"light": 5}}
     hears = signal.getsignal(signal.SIGINT)
     search = tune(asked)
@@ -36,7 +36,7 @@ def test_a_search_of_light_trials(ray_cluster, asked, tmp_path, capsys):
     assert trials.loc[0, "param/optimizer.lr"] == 1e-3
     assert trials.loc[0, "param/balancer.options.alpha"] == 0.3
     # What always fails is said once, and the rest goes on.
-    failed = trials["param/optimizer.lr"] == 1e30
+    failed = trials["param/optimizer.lr"] > 1
     assert 0 < failed.sum() < 5
     assert (trials["status"] == "failed").equals(failed)
     assert trials.loc[failed, "error"].nunique() == 1
