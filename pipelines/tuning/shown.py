@@ -41,7 +41,7 @@ def show(search: FinishedSearch, console: Console) -> None:
                     for which in _WHICH
                 ),
                 f"{found['mean']:+.4f}",
-                f"{found['low']:+.4f} to {found['high']:+.4f}",
+                f"{found['low']:+.4f} to {found['high']:+.4f}" if found["low"] == found["low"] else "-",
             ]
             for objective, found in search.confirmed["difference"].items()
         ]
