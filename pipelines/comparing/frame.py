@@ -171,10 +171,15 @@ class Comparison:
         return detectable(n, level) * self.deviation(phase, data, figure, reference)
 
     def seconds_ratio(self, phase: str, data: str, method: str, reference: str = "joint") -> float:
-        """Processor seconds over those of the reference, on the seeds that both have."""
+        """Processor seconds over those of the reference, median over the seeds that both have."""
         a, b = (self.values(phase, data, m, "seconds") for m in (method, reference))
         both = ~np.isnan(a) & ~np.isnan(b) if len(a) else np.zeros(0, bool)
-        return float(a[both].sum() / b[both].sum()) if both.any() else math.nan
+        return float(np.median(a[both] / b[both])) if both.any() else math.nan
+
+    def cost(self, phase: str, data: str, method: str, column: str) -> float:
+        """Median over seeds: other work on a machine, and the first training of a process, make single ones dear."""
+        found = self.values(phase, data, method, column)
+        return float(np.median(found[~np.isnan(found)])) if (~np.isnan(found)).any() else math.nan
 
     def tuning(self, data: str, method: str) -> pd.DataFrame:
         """The rows of its tuning, in the order of their configurations."""

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import pandas as pd
 from markupsafe import Markup
 
@@ -23,6 +22,7 @@ from equipoise.pipelines.comparing.document import Block, Bullets, Heading, Pict
 from equipoise.pipelines.comparing.frame import PHASES, REFERENCES, Comparison, Planned
 from equipoise.pipelines.comparing.statistics import LEVEL
 from equipoise.pipelines.files import atomic
+from equipoise.pipelines.report.template import environment
 
 TITLE = "Balancing methods compared"
 FILES = ("results.md", "results.tex", "results.html", "ranks.svg", "differences.svg", "tests.csv")
@@ -170,20 +170,14 @@ def _moved(block: Block, prefix: str) -> Block:
 
 def _html(blocks: Sequence[Block], out: Path) -> str:
     """One file that needs no other: the pictures are in it."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_HERE),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    templates = environment(_HERE)
     sections: list[list[dict[str, Any]]] = [[]]
     for block in blocks[1:]:
         if isinstance(block, Heading) and block.level == 2:
             sections.append([])
         sections[-1].append(_for_html(block, out))
     style = (_HERE.parent / "report" / "page.css").read_text(encoding="utf-8")
-    return environment.get_template("page.html").render(
+    return templates.get_template("page.html").render(
         title=TITLE, sections=[s for s in sections if s], style=Markup(style), version=__version__
     )
 

@@ -62,20 +62,18 @@ def costs(found: Comparison, phase: str, data: str) -> Table:
     for method in found.ran(phase, data):
         row = found.chosen(phase, data, method)
         assert row is not None
-        means = {
-            c: found.spread(phase, data, method, c).mean for c in ("steps", "passes", "seconds", "sweeps", "memory")
-        }
+        cost = {c: found.cost(phase, data, method, c) for c in ("steps", "passes", "seconds", "sweeps", "memory")}
         rows.append(
             [
                 code(method),
                 f"{len(found.tuning(data, method)) or '–'}",
                 w.number(_float(row.get("spent")), 0),
-                w.number(means["steps"], 0),
-                w.number(means["passes"], 0),
-                w.number(means["sweeps"], 0 if float(means["sweeps"]).is_integer() else 1),
-                w.number(means["seconds"], 1),
+                w.number(cost["steps"], 0),
+                w.number(cost["passes"], 0),
+                w.number(cost["sweeps"], 0 if float(cost["sweeps"]).is_integer() else 1),
+                w.number(cost["seconds"], 1),
                 w.number(found.seconds_ratio(phase, data, method), 1),
-                w.number(means["memory"] / MEGABYTE, 0),
+                w.number(cost["memory"] / MEGABYTE, 0),
             ]
         )
     header = [
@@ -90,7 +88,7 @@ def costs(found: Comparison, phase: str, data: str) -> Table:
         "memory, MB",
     ]
     caption = (
-        f"{plain(data)} at {PHASES[phase]}: configurations and optimiser steps of the tuning; of one final training, mean "
+        f"{plain(data)} at {PHASES[phase]}: configurations and optimiser steps of the tuning; of one final training, median "
         "over seeds, its steps, backward passes a step, sweeps of train, processor seconds (also over those of joint training "
         "on the same seeds) and peak memory above the start."
     )

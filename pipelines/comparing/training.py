@@ -9,7 +9,6 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,6 +34,8 @@ UNUSED = (
     "on_valuation_loss",
     "max_failures",
 )
+#: Balancers that this process has trained with.
+_WARM: set[str] = set()
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ def _trained(job: Job) -> dict[str, Any]:
     config, final = job.config, job.phase != "tune"
     reader = Reader(config.data)
     names, task = reader.manifest.names, reader.manifest.build_task()
-    _warm()
+    _warm(config)
     memory, wall, cpu = Memory(), time.perf_counter(), time.process_time()
     # A search must not see test.
     light = train_light(config, ("validation", "test") if final else ("validation",))
@@ -170,22 +171,13 @@ def _tested(light: Any, reader: Any, task: Any, job: Job) -> dict[str, Any]:
     return {**out, "test_rows": len(score), "right": right}
 
 
-@cache
-def _warm() -> None:
-    """What the first training of a process loads and allocates is not part of that training's cost."""
-    import torch
+def _warm(config: Config) -> None:
+    """What the first training of a balancer in a process loads and allocates is not part of that training's cost."""
+    from equipoise.pipelines.light import train_light
 
-    from equipoise.models import Classification
-
-    model = torch.nn.Linear(2, 2)
-    optimizer = torch.optim.AdamW(model.parameters())
-    metrics = Classification(2).metrics(True)
-    for _ in range(2):
-        logits, target = model(torch.ones(4, 2)), torch.tensor([0, 1, 0, 1])
-        torch.nn.functional.cross_entropy(logits, target).backward()
-        optimizer.step()
-        metrics.update(logits.detach(), target)
-    metrics.compute()
+    if config.balancer.name not in _WARM:
+        train_light(config.model_copy(update={"max_steps": 1}), splits=())
+        _WARM.add(config.balancer.name)
 
 
 class Memory:

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
 from equipoise import __version__
@@ -26,6 +25,7 @@ from equipoise.pipelines.report.facts import MANY, Facts, named
 from equipoise.pipelines.report.figures import Figure, number
 from equipoise.pipelines.report.gradients import gradients
 from equipoise.pipelines.report.samples import BYTES, one_sided
+from equipoise.pipelines.report.template import environment
 from equipoise.pipelines.run import Run
 from equipoise.pipelines.tables import measured
 
@@ -60,16 +60,10 @@ def render(runs: Sequence[Facts]) -> str:
     parts = [_parts(f, BYTES // len(runs)) for f in runs]
     sections = _sections(parts)
     script = (_HERE / "page.js").read_text(encoding="utf-8")
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_HERE),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["number"] = number
-    environment.filters["measured"] = measured
-    return environment.get_template("page.html").render(
+    templates = environment(_HERE)
+    templates.filters["number"] = number
+    templates.filters["measured"] = measured
+    return templates.get_template("page.html").render(
         runs=parts,
         sections=sections,
         glance=_glance(parts),

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
 from equipoise import __version__
@@ -15,6 +14,7 @@ from equipoise.models.errors import EquipoiseError
 from equipoise.pipelines.config import flat
 from equipoise.pipelines.files import atomic
 from equipoise.pipelines.report.figures import number
+from equipoise.pipelines.report.template import environment
 from equipoise.pipelines.tables import measured
 from equipoise.pipelines.tuning import pictures
 from equipoise.pipelines.tuning.found import Found, FoundTrial, read_search
@@ -44,18 +44,12 @@ def write_page(out: Path) -> Path:
 
 def render(found: Found, name: str) -> str:
     """The page."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_HERE),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["number"] = number
-    environment.filters["shown"] = pictures.shown
-    environment.filters["measured"] = lambda v: "-" if v != v else measured(v, 4)
+    templates = environment(_HERE)
+    templates.filters["number"] = number
+    templates.filters["shown"] = pictures.shown
+    templates.filters["measured"] = lambda v: "-" if v != v else measured(v, 4)
     decided = importances(found)
-    return environment.get_template("page.html").render(
+    return templates.get_template("page.html").render(
         name=name,
         found=found,
         style=Markup(_STYLE.read_text(encoding="utf-8") + (_HERE / "page.css").read_text(encoding="utf-8")),
