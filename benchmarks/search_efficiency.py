@@ -53,12 +53,12 @@ RANDOM = "random, none stopped"
 WAYS: dict[str, dict[str, Any]] = {
     RANDOM: {"sampler": "random", "stop": "none"},
     "TPE + ASHA": {"sampler": "tpe", "stop": "asha"},
-    "TPE + ASHA, grace 0.12": {"sampler": "tpe", "stop": "asha", "grace": 0.12},
+    "TPE + ASHA, grace 0.1": {"sampler": "tpe", "stop": "asha", "grace": 0.1},
     "random + ASHA": {"sampler": "random", "stop": "asha"},
 }
 
 
-class EndedEarly(Exception):  # noqa: N818
+class EndedEarlyError(Exception):
     """Out of a training that is stopped."""
 
 
@@ -86,12 +86,12 @@ def search(config: TuneConfig) -> Records:
             action = halving.on_trial_result(None, trial, result) if halving else "CONTINUE"
             recorder.on_trial_result(0, [], trial, result)
             if action == "STOP":
-                raise EndedEarly
+                raise EndedEarlyError
 
         recorder.on_trial_start(0, [], trial)
         if halving:
             halving.on_trial_add(None, trial)  # type: ignore[arg-type]
-        with suppress(EndedEarly):
+        with suppress(EndedEarlyError):
             made = Config.model_validate(json.loads(suggested["config"]))
             train_light(run_of(made, Path(config.out), suggested["number"]), (), report)
         searcher.on_trial_complete(name)

@@ -223,6 +223,7 @@ def list_(
         return ", ".join(type(method).Options.model_fields) or "-"
 
     def balancing() -> None:
+        """A row a balancer, whole where the output is a pipe."""
         rows = []
         for name in balancers.names():
             b = balancers.get(name)

@@ -65,7 +65,7 @@ def test_a_search_of_light_trials(ray_cluster, asked, tmp_path, capsys):
     assert again.confirmed == search.confirmed
     assert {path: path.stat().st_mtime_ns for path in before} == before
     # A folder of another search is refused.
-    with pytest.raises(EquipoiseError, match=r"holds a search of another configuration .*grace: 0.1 -> 0.5"):
+    with pytest.raises(EquipoiseError, match=r"holds a search of another configuration .*grace: 0.12 -> 0.5"):
         tune(asked, grace=0.5)
 
 

@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import stats
+
+from equipoise.pipelines.comparing.statistics import POWER as POWER
+from equipoise.pipelines.comparing.statistics import detectable as detectable
+from equipoise.pipelines.comparing.statistics import holm as adjusted
 
 LEVEL = 0.95
-POWER = 0.8
 Record = Mapping[str, Any]
 Runs = Mapping[int, Record]
 
@@ -120,25 +123,6 @@ def compared(a: Runs, b: Runs, name: str) -> Difference:
     return paired([measure(a[s], name) for s in seeds], [measure(b[s], name) for s in seeds])
 
 
-def detectable(n: int, power: float = POWER) -> float:
-    """The true mean difference, in standard deviations of the paired differences, that the interval over n seeds tells from
-    zero with probability `power`: from the non-central t distribution. NaN below two seeds."""
-    if n < 2:
-        return math.nan
-    critical = stats.t.ppf((1 + LEVEL) / 2, n - 1)
-
-    def missing(size: float) -> float:
-        return float(stats.nct.sf(critical, n - 1, size * math.sqrt(n))) - power
-
-    return float(optimize.brentq(missing, 1e-3, 50 / math.sqrt(n)))
-
-
-def holm(ps: Sequence[float], level: float = 1 - LEVEL) -> list[bool]:
+def holm(ps: Sequence[float]) -> list[bool]:
     """Which of several tests hold when all are looked at together (Holm 1979). A NaN never does."""
-    order = sorted((i for i, p in enumerate(ps) if not math.isnan(p)), key=lambda i: ps[i])
-    held = [False] * len(ps)
-    for place, i in enumerate(order):
-        if ps[i] > level / (len(order) - place):
-            break
-        held[i] = True
-    return held
+    return [bool(p <= 1 - LEVEL) for p in adjusted(ps)]

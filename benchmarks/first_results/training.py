@@ -17,6 +17,7 @@ import torch
 
 import equipoise
 from equipoise.datasets.reading import Reader
+from equipoise.pipelines.comparing.training import UNUSED
 from equipoise.pipelines.config import Config, load_config
 from equipoise.pipelines.files import read_json, write_json
 from equipoise.pipelines.light import LightRun, Matrix, mean_contributions, train_light
@@ -40,20 +41,6 @@ CODE = (
     "pipelines/optimizers.py",
     "pipelines/sweep_schedule.py",
     "benchmarks/first_results/training.py",
-)
-
-
-#: Keys of a configuration that a light training does not read.
-UNUSED = (
-    "data",
-    "out",
-    "workers",
-    "actors",
-    "checkpoint",
-    "tracker",
-    "report",
-    "on_valuation_loss",
-    "max_failures",
 )
 
 

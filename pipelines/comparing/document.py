@@ -24,17 +24,23 @@ _LATEX = {
 
 @dataclass(frozen=True)
 class Heading:
+    """A line above what follows; `level` 1 is the title."""
+
     text: str
     level: int = 2
 
 
 @dataclass(frozen=True)
 class Text:
+    """A paragraph, with marks: **bold**, `code`."""
+
     text: str
 
 
 @dataclass(frozen=True)
 class Bullets:
+    """Paragraphs of a list."""
+
     items: Sequence[str]
 
 
@@ -50,6 +56,8 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
+    """An SVG file beside the page, and what it shows in words."""
+
     file: str
     alt: str
 
