@@ -255,7 +255,7 @@ def _sentence(error: ValidationError, where: str, kind: type[BaseModel]) -> Equi
     first = next((e for e in found if e["type"] == "extra_forbidden"), found[0])
     if isinstance(cause := first.get("ctx", {}).get("error"), EquipoiseError):
         return cause
-    path = [str(part) for part in first["loc"]]
+    path = [str(part) for part in first["loc"] if "[" not in str(part)]  # pydantic's names for members of a union
     key = ".".join(path)
     if first["type"] == "extra_forbidden":
         near = unknown("config key", path[-1], _section(path[:-1], kind).model_fields)

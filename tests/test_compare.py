@@ -215,6 +215,7 @@ def test_what_is_not_defined_for_a_data_set_is_named_not_run(tmp_path):
     [
         ({"balancers": ["balgrid"]}, "Unknown balancer 'balgrid': did you mean 'balgrad'?"),
         ({"resamplers": ["samples"]}, "Unknown resampler 'samples': did you mean 'sample'?"),
+        ({"balancers": "joint"}, "Config key 'balancers' in the configuration: Input should be a valid list"),
         ({"data": {}}, "A comparison needs one data set or more under `data`."),
         ({"data": {"a": {}}}, "needs either `source` (what `equipoise prepare` takes) or `path` (what it wrote)"),
         ({"data": {"../a": {"path": "x"}}}, "A data set cannot be called '../a'"),
@@ -241,13 +242,19 @@ def test_what_is_not_defined_for_a_data_set_is_named_not_run(tmp_path):
             "`space` cannot change 'seed': it is the same for all",
         ),
         ({"space": {"balancer.options.alpha": None}}, "`space` cannot change 'balancer.options.alpha'"),
-        ({"select": "test/full"}, "Key 'select' in the configuration: Input should be 'score', 'full' or 'missing'"),
+        (
+            {"select": "test/full"},
+            "Config key 'select' in the configuration: Input should be 'score', 'full' or 'missing'",
+        ),
         (
             {"tuning": {"configurations": 0}},
-            "Key 'tuning.configurations' in the configuration: Input should be greater",
+            "Config key 'tuning.configurations' in the configuration: Input should be greater",
         ),
-        ({"sedes": 3}, "Unknown key in the configuration: 'sedes': did you mean 'seeds'?"),
-        ({"tuning": {"configuration": 2}}, "'configuration': did you mean 'configurations'?"),
+        ({"sedes": 3}, "Unknown config key 'sedes' in the configuration: did you mean 'seeds'?"),
+        (
+            {"tuning": {"configuration": 2}},
+            "'tuning.configuration' in the configuration under 'tuning': did you mean 'configurations'?",
+        ),
     ],
 )
 def test_a_configuration_that_cannot_be_is_refused_in_a_sentence(change, sentence):

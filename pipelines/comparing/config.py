@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from equipoise import balancers, valuation
 from equipoise.models.errors import EquipoiseError, unknown
-from equipoise.pipelines.config import Section, override, pairs
+from equipoise.pipelines.config import Section, override, pairs, read_mapping, validated
 
 #: What every claim is judged against, so always run: plain training, unimodal losses, steps and copies without valuation,
 #: masks, and a model a modality.
@@ -181,40 +180,7 @@ def load_compare(source: str | Path | Mapping[str, Any], overrides: Sequence[str
     Raises:
         EquipoiseError: what cannot be read, an unknown key or name, in a sentence.
     """
-    if isinstance(source, Mapping):
-        raw, where = dict(source), "the configuration"
-    else:
-        where = str(source)
-        try:
-            raw = yaml.safe_load(Path(source).read_text())
-        except FileNotFoundError:
-            raise EquipoiseError(
-                f"No configuration at {where}: give a YAML file, such as examples/compare.yaml."
-            ) from None
-        except (UnicodeDecodeError, yaml.YAMLError) as error:
-            raise EquipoiseError(f"{where} is not YAML: {error}") from None
-        except OSError as error:
-            raise EquipoiseError(f"Cannot read the configuration {where}: {error.strerror}.") from None
-        if not isinstance(raw, dict):
-            raise EquipoiseError(f"{where} must hold `key: value` lines, such as `seeds: 5`.")
+    raw, where = read_mapping(source)
     for key, value in pairs(overrides).items():
         override(raw, key, value)
-    try:
-        return CompareConfig.model_validate(raw)
-    except ValidationError as error:
-        raise _sentence(error, where) from None
-
-
-def _sentence(error: ValidationError, where: str) -> EquipoiseError:
-    first = next((e for e in error.errors() if e["type"] == "extra_forbidden"), error.errors()[0])
-    if isinstance(ours := first.get("ctx", {}).get("error"), EquipoiseError):
-        return ours
-    key = ".".join(map(str, first["loc"]))
-    if first["type"] == "extra_forbidden":
-        section: Any = (
-            DataSet if first["loc"][0] == "data" else TuningConfig if len(first["loc"]) > 1 else CompareConfig
-        )
-        return unknown(f"key in {where}:", key.rpartition(".")[2], section.model_fields)
-    if first["type"] == "missing":
-        return EquipoiseError(f"{where} gives no {key!r}: add `{key}: ...`.")
-    return EquipoiseError(f"Key {key!r} in {where}: {first['msg']}, found {first['input']!r}.")
+    return validated(CompareConfig, raw, where)
