@@ -208,7 +208,7 @@ def differing_keys(a: BaseModel, b: BaseModel) -> list[str]:
     return [
         f"{key}: {left.get(key)!r} -> {right.get(key)!r}"
         for key in sorted({*left, *right})
-        if left.get(key) != right.get(key)
+        if (key in left, left.get(key)) != (key in right, right.get(key))
     ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,7 +50,7 @@ class Parameter:
             distribution = _distribution(kind, bounds)
         except (TypeError, ValueError) as error:
             raise EquipoiseError(
-                f"The space of {key!r} has {kind}: {bounds!r}, which holds nothing: {error}."
+                f"The space of {key!r} has {kind}: {bounds!r}, which holds nothing: {str(error).rstrip('.')}."
             ) from None
         if "default" not in said:
             raise EquipoiseError(f"The space of {key!r} needs a default, which is tried first: add `default: ...`.")
@@ -61,7 +62,7 @@ class Parameter:
             f"{prefix}{option}": tuple(values) if isinstance(values, list) else (values,)
             for option, values in (said.get("when") or {}).items()
         }
-        return cls(key, distribution, said["default"], str(said.get("source", "")), when)
+        return cls(key, distribution, _number(said["default"], distribution), str(said.get("source", "")), when)
 
     def applies(self, others: Mapping[str, Any]) -> bool:
         """Whether it is drawn, beside the values {key: value} of parameters before it."""
@@ -99,12 +100,30 @@ class Parameter:
         return f"{d.low:g} to {d.high:g}" + (", log" if d.log else "")
 
 
+def _number(value: Any, distribution: BaseDistribution) -> Any:
+    """A default that YAML has read as a text, such as 1e-4, as the number that it is."""
+    if isinstance(value, str) and not isinstance(distribution, CategoricalDistribution):
+        with suppress(ValueError):
+            return float(value)
+    return value
+
+
 def _distribution(kind: str, bounds: Any) -> BaseDistribution:
     if kind == "choice":
+        if not isinstance(bounds, Sequence) or isinstance(bounds, str) or not bounds:
+            raise ValueError("choices are a list, such as [mean, sum]")
+        if odd := [choice for choice in bounds if not isinstance(choice, bool | int | float | str | None)]:
+            raise ValueError(f"choices are numbers, texts, true, false or null, not {odd[0]!r}")
         return CategoricalDistribution(bounds)
-    low, high = bounds
+    if not isinstance(bounds, Sequence) or isinstance(bounds, str) or len(bounds) != 2:
+        raise ValueError("bounds are two numbers, such as [0.001, 0.1]")
+    low, high = map(float, bounds)  # YAML reads 1e-4, without a point, as a text
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ValueError("bounds are finite")
     if not low < high:
         raise ValueError("the lower bound comes first")
     if kind == "integer":
-        return IntDistribution(low, high)
-    return FloatDistribution(float(low), float(high), log=kind == "log")
+        if low != int(low) or high != int(high):
+            raise ValueError("bounds are whole numbers")
+        return IntDistribution(int(low), int(high))
+    return FloatDistribution(low, high, log=kind == "log")

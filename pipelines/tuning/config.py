@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from pydantic import Field, field_validator, model_validator
 
 from equipoise.models.errors import EquipoiseError, unknown
@@ -33,6 +34,7 @@ _FIXED = (
     "seed",
     "max_steps",
     "max_epochs",
+    "early_stopping",
     "workers",
     "actors",
     "threads",
@@ -115,6 +117,11 @@ class TuneConfig(Section):
                 f"budget.steps={self.budget.steps} is below one trial, which takes base.max_steps={self.base.max_steps}: raise "
                 "it, or shorten the trials."
             )
+        if self.trials.light and self.base.device == "cuda" and not self.gpus:
+            raise EquipoiseError(
+                "base.device=cuda, but light trials ask for no GPU (gpus=0) and would train on the CPU: give gpus=1, or a share "
+                "such as gpus=0.25, or leave base.device out."
+            )
         return self
 
     @cached_property
@@ -126,7 +133,11 @@ class TuneConfig(Section):
     def default(self) -> dict[str, Any]:
         """{key: value} of the first trial: the base as it is, and the methods' defaults where it is silent."""
         said = flat(self.base.model_dump())
-        return {key: said.get(key, value) for key, value in self.searched.defaults().items()}
+        found: dict[str, Any] = {}
+        for parameter in self.searched.parameters:
+            if parameter.applies(found):
+                found[parameter.key] = said.get(parameter.key, parameter.default)
+        return found
 
     def candidate(self, params: Mapping[str, Any]) -> Config:
         """The run that some parameters make of the base."""
@@ -134,6 +145,12 @@ class TuneConfig(Section):
 
     def check_space(self) -> None:
         """Raises `EquipoiseError`: a parameter that no run has, or bounds that a run would refuse."""
+        own = [parameter.key for parameter in space_for(self.base.balancer.name, self.base.resampler.name).parameters]
+        for key, how in self.space.items():
+            if how is None and key not in own:
+                raise unknown("searched parameter", key, own)
+        if not self.searched.parameters:
+            raise EquipoiseError("The space is empty, so all trials would be the same: leave a parameter in `space:`.")
         for parameter in self.searched.parameters:
             if parameter.key.partition(".")[0] in _FIXED:
                 raise EquipoiseError(
@@ -149,9 +166,26 @@ class TuneConfig(Section):
                     f"The first trial is the base as it is, with {parameter.key}={said!r}, which the space does not hold: it "
                     f"has {', '.join(map(repr, parameter.distribution.choices))}. Add it there, or set base.{parameter.key}."
                 )
+            if not isinstance(parameter.distribution, CategoricalDistribution) and not _on_scale(
+                parameter.distribution, said
+            ):
+                raise EquipoiseError(
+                    f"The first trial is the base as it is, with {parameter.key}={said!r}, which has no place on the scale of "
+                    f"its space ({parameter.text}): set base.{parameter.key}, say `choice:`, or leave it out "
+                    f"({parameter.key}: null under `space:`)."
+                )
             where = {key: values[0] for key, values in parameter.when.items()}
             for value in _ends(parameter.distribution):
                 self.candidate({**self.default, **where, parameter.key: value})
+
+
+def _on_scale(distribution: BaseDistribution, value: Any) -> bool:
+    """Whether a value is a number that a numeric distribution can be told of, within its bounds or not."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return False
+    if isinstance(distribution, IntDistribution) and value != int(value):
+        return False
+    return value > 0 or not distribution.log  # type: ignore[attr-defined]  # floats and integers have it
 
 
 def _ends(distribution: BaseDistribution) -> list[Any]:
@@ -171,7 +205,9 @@ def load_tune(
     raw, where = read_mapping(source)
     given = dict(overrides) if isinstance(overrides, Mapping) else pairs(overrides or [])
     for key, value in sorted(given.items(), key=lambda item: item[0].count(".")):
-        if not key.startswith("base."):
+        if key.startswith("space."):  # its keys have dots of their own
+            raw["space"] = {**(raw.get("space") or {}), key.removeprefix("space."): value}
+        elif not key.startswith("base."):
             override(raw, key, value)
     if isinstance(raw.get("out"), str):
         raw["out"] = str(Path(raw["out"]).resolve())
