@@ -155,6 +155,7 @@ def test_all_trials_fail(data, tmp_path, ray_cluster):
     with pytest.raises(EquipoiseError, match=r"All 3 trials failed; the first said: .*\S"):
         tune({"base": base, "out": str(tmp_path / "search"), **never})
     assert list(pd.read_parquet(tmp_path / "search" / "trials.parquet")["status"]) == ["failed"] * 3
+    assert "No trial was trained to its end" in (tmp_path / "search" / "index.html").read_text()
 
 
 def test_a_budget_of_steps_is_never_exceeded(data, tmp_path, ray_cluster):

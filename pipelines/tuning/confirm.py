@@ -13,8 +13,10 @@ from scipy import stats
 from equipoise.models.errors import EquipoiseError
 from equipoise.pipelines.config import Config
 from equipoise.pipelines.files import read_json, write_json
+from equipoise.pipelines.sentences import sentence_of
 
 LEVEL = 0.95
+_SAME = 1e-9  # differences that are closer are the same, but for rounding
 
 
 def light_test(config: Config) -> dict[str, float]:
@@ -33,6 +35,7 @@ def light_test(config: Config) -> dict[str, float]:
 
 def confirm(
     out: Path,
+    trial: int,
     runs: Mapping[str, Config],
     seeds: list[int],
     cpus: float,
@@ -43,7 +46,8 @@ def confirm(
     """Train every configuration of `runs` ("default", "best") with every seed, `at_once` at a time, and compare on test.
 
     What is there already (confirm/NAME-SEED.json of the same configuration) is not run again. Returns what confirm.json holds:
-    the seeds, {name: [objectives by seed]}, and {objective: mean difference best - default with its interval}.
+    the number of the `trial` that is the best, the seeds, {name: [objectives by seed]}, and {objective: mean difference
+    best - default with its interval}.
 
     Raises:
         EquipoiseError: a run failed.
@@ -70,31 +74,43 @@ def confirm(
         try:
             found[name, seed] = ray.get(ref)
         except Exception as error:
+            for other in under_way:
+                ray.cancel(other, force=True)
+            why = sentence_of(error) or f"{type(error).__name__}: {str(error).strip()}".splitlines()[-1]
             raise EquipoiseError(
-                f"The run of {name} with seed {seed} failed: {str(error).strip().splitlines()[-1]}"
+                f"The trials are done, but on test the run of {name} with seed {seed} failed: {why} confirm.seeds=0 leaves test "
+                "alone."
             ) from error
         write_json(
             out / "confirm" / f"{name}-{seed}.json", {"config": made.model_dump(mode="json"), "test": found[name, seed]}
         )
         say(f"confirmed {len(found)} of {len(jobs)}: {name}, seed {seed}")
     tests = {name: [found[name, seed] for seed in seeds] for name in runs}
-    said = {"split": "test", "seeds": seeds, "level": LEVEL, "test": tests, "difference": differences(tests)}
+    said = {
+        "trial": trial,
+        "split": "test",
+        "seeds": seeds,
+        "level": LEVEL,
+        "test": tests,
+        "difference": differences(tests),
+    }
     write_json(out / "confirm.json", said)
     return said
 
 
 def differences(tests: Mapping[str, list[dict[str, float]]]) -> dict[str, dict[str, float]]:
-    """{objective: {"mean", "low", "high", "p"}} of best - default, paired by seed: Student's t interval and test."""
+    """{objective: {"mean", "low", "high", "p"}} of best - default, paired by seed: Student's t interval and test. NaN where
+    there is none: with one seed, or with a difference other than 0 that is the same every time.
+    """
     found = {}
     for objective in ("full", "missing", "score"):
         deltas = np.array([b[objective] - d[objective] for b, d in zip(tests["best"], tests["default"], strict=True)])
         low = high = p = float("nan")
-        if len(deltas) > 1 and deltas.std() > 0:
+        if len(deltas) > 1 and np.ptp(deltas) > _SAME:
             test = stats.ttest_1samp(deltas, 0)
             low, high = test.confidence_interval(LEVEL)
             p = float(test.pvalue)
-        elif len(deltas) > 1:  # the same every time
-            low = high = float(deltas[0])
-            p = float(deltas[0] == 0)
+        elif len(deltas) > 1 and np.abs(deltas).max() <= _SAME:  # two times the same model
+            low, high, p = 0.0, 0.0, 1.0
         found[objective] = {"mean": float(deltas.mean()), "low": float(low), "high": float(high), "p": p}
     return json.loads(json.dumps(found))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import CategoricalDistribution, IntDistribution
 
 from equipoise.models.errors import EquipoiseError
 from equipoise.pipelines.files import read_json
@@ -156,8 +156,3 @@ def _values(row: Mapping[Any, Any]) -> dict[str, float]:
 
 def _whole(value: Any) -> int:
     return 0 if _absent(value) else int(value)
-
-
-def log_scaled(parameter: Parameter) -> bool:
-    d = parameter.distribution
-    return isinstance(d, FloatDistribution | IntDistribution) and d.log

@@ -20,6 +20,7 @@ from equipoise.pipelines.tuning import pictures
 from equipoise.pipelines.tuning.found import Found, FoundTrial, read_search
 from equipoise.pipelines.tuning.importance import SHUFFLES, Importance, importances
 
+PAGE = "index.html"
 _HERE = Path(__file__).parent
 _STYLE = _HERE.parent / "report" / "page.css"
 
@@ -33,7 +34,7 @@ def write_page(out: Path) -> Path:
         EquipoiseError: there is no search, none of its trials has ended, or the page cannot be written.
     """
     text = render(read_search(out), out.name)
-    path = out / "index.html"
+    path = out / PAGE
     try:
         with atomic(path) as part:
             part.write_text(text, encoding="utf-8")
@@ -149,8 +150,9 @@ def _confirmed(found: Found) -> dict[str, Any] | None:
     name, count = found.select, len(said["seeds"])
     difference = said["difference"][name]
     mean, low, high = (difference[k] for k in ("mean", "low", "high"))
-    if count < 2 or low != low:
-        sentence = f"{name}: {mean:+.4f} with {count} seed: one seed gives no interval, so nothing is shown."
+    if low != low:
+        why = "one seed gives" if count < 2 else f"{count} seeds with the very same difference give"
+        sentence = f"{name}: {mean:+.4f}; {why} no interval, so nothing is shown."
     else:
         if low > 0:
             verdict = "the best is better than the default"

@@ -22,7 +22,8 @@ CURVE = ("epoch", "step", "full", "missing", "score", "loss", "seconds")
 
 @dataclass
 class Record:
-    """One trial. `params` {key: value} as drawn, `config` the whole run that they make, `curve` a row an epoch with the keys
+    """One trial. `params` {key: value} as drawn, `config` the whole run that they make (empty where it
+    is refused), `curve` a row an epoch with the keys
     of `CURVE` and more, `steps` all optimiser steps spent on it, lost attempts included, `seconds` of wall time.
     """
 

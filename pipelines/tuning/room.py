@@ -17,10 +17,13 @@ BACK_WITHIN = 30.0
 
 @dataclass(frozen=True)
 class Room:
-    """Trials at once and torch threads of their processes, by kind ("light", "train"), and the CPUs that our own Ray counts."""
+    """Trials at once and torch threads of their processes, by kind ("light", "train"); `looks`: trainings at once of the look
+    at test, as large as light trials; and the CPUs that our own Ray counts.
+    """
 
     at_once: dict[str, int]
     threads: dict[str, int]
+    looks: int
     cpus: int
 
 
@@ -32,8 +35,9 @@ def room_for(config: TuneConfig, resources: Resources) -> Room:
     """
     base, trials = config.base, config.trials
     fits, threads = {}, {}
+    light = _light(config, resources) if trials.light or config.confirm.seeds else 0
     if trials.light:
-        fits["light"] = _light(config, resources)
+        fits["light"] = light
         threads["light"] = base.threads or max(1, int(config.cpus))
     if trials.train:
         seats = take_seats(base, resources)  # refused here where one run has no room
@@ -49,9 +53,10 @@ def room_for(config: TuneConfig, resources: Resources) -> Room:
             "Ask for fewer, or leave concurrent out."
         )
     at_once = {kind: min(wanted or n, n) for kind, n in fits.items()}
-    ours = [len(resources.cores), math.ceil(at_once.get("light", 0) * config.cpus)]
+    looks = min(wanted or light, light)
+    ours = [len(resources.cores), math.ceil(looks * config.cpus)]
     ours.append(at_once.get("train", 0) * (base.workers + base.actors + 2))
-    return Room(at_once, threads, max(ours))
+    return Room(at_once, threads, looks, max(ours))
 
 
 def _light(config: TuneConfig, resources: Resources) -> int:
@@ -64,8 +69,9 @@ def _light(config: TuneConfig, resources: Resources) -> int:
     else:
         fits = on(len(resources.cores), resources.gpus)
     if not fits:
+        who = "A light trial" if config.trials.light else "A run of the look at test (confirm.seeds)"
         raise EquipoiseError(
-            f"A light trial asks for cpus={config.cpus:g} and gpus={config.gpus:g}, more than there is in one place: there are "
+            f"{who} asks for cpus={config.cpus:g} and gpus={config.gpus:g}, more than there is in one place: there are "
             f"{_there(resources)}. Ask for less."
         )
     return fits

@@ -23,6 +23,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
+from equipoise.models.errors import EquipoiseError
 from equipoise.pipelines.config import Config
 from equipoise.pipelines.sentences import sentence_of
 from equipoise.pipelines.tuning.config import TuneConfig
@@ -97,12 +98,16 @@ class Search(_NotKept, OptunaSearch):
             self._ot_trials[trial_id] = optuna.trial.Trial(self._study, left._trial_id)
         said = super().suggest(trial_id) or {}
         params = {key: value for key, value in said.items() if key != "number"}
-        record = self._records.by_number.get(said["number"])
-        if record is None:
-            record = Record(said["number"], self._kind, params, self._run(params).model_dump(mode="json"))
+        record = self._records.by_number.get(said["number"]) or Record(said["number"], self._kind, params, {})
+        refused = ""
+        if not record.config:
+            try:
+                record.config = self._run(params).model_dump(mode="json")
+            except EquipoiseError as error:  # the trial says so: here it would end the search
+                refused = str(error)
         self._records.write(record)
         # As text: Tune would look for things to draw in a nested configuration.
-        return {"number": record.number, "config": json.dumps(record.config)}
+        return {"number": record.number, "config": json.dumps(record.config), "refused": refused}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         trial = self._ot_trials.pop(trial_id)
@@ -210,7 +215,7 @@ class _Space:
 
 def _sampler(config: TuneConfig, past: int) -> BaseSampler:
     """`past`: trials that there are; a sampler that begins anew must not draw again what it drew then."""
-    seed = config.seed + 1_000_003 * past
+    seed = (config.seed + 1_000_003 * past) % 2**32  # what NumPy takes
     if config.sampler == "random":
         return RandomSampler(seed=seed)
     wanted = config.trials.light + config.trials.train

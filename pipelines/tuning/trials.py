@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from equipoise.models.errors import EquipoiseError
 from equipoise.pipelines.config import Config, load_config
+from equipoise.pipelines.files import read_json
 from equipoise.pipelines.objectives import objectives
 from equipoise.pipelines.run import Run
 from equipoise.pipelines.sentences import sentence_of
@@ -30,21 +31,31 @@ def light_trial(config: Config) -> None:
     train_light(config, splits=(), on_epoch=lambda row: tune.report(reported(row)))
 
 
-def train_trial(config: Config) -> None:
+def train_trial(config: Config, known: Collection[int] = ()) -> None:
     """A run of `fit` in a folder of the trial; one that was begun there goes on. Rank 0's epochs reach Tune through Ray Train.
 
-    A run that had come to its end before its trial was told of reports its last epoch again.
+    `known`: epochs of it that the trial's record has. Others that the run has ended are reported first: death may come
+    between an epoch's checkpoint and its record. A run that had come to its end reports at least its last epoch, again.
     """
     from ray import tune
 
     from equipoise.pipelines.fit import fit_config
 
-    over = Run(config.out, config).finished
-    run = fit_config(config, callbacks=[] if over else [_epochs(config)])
-    if over:
-        for epoch in run.epochs("validation"):
-            if isinstance(epoch, int):
-                tune.report(reported(row_of(run, epoch, 0.0)))
+    run = Run(config.out, config)
+    ended = ended_epochs(run)
+    for epoch in ended:
+        if epoch not in known or (run.finished and epoch == ended[-1]):
+            tune.report(reported(row_of(run, epoch, 0.0)))
+    if not run.finished:
+        fit_config(config, callbacks=[_epochs(config)])
+
+
+def ended_epochs(run: Run) -> list[int]:
+    """The epochs of a run, begun or not, that were trained and validated."""
+    if not (run.path / "metrics.parquet").is_file():
+        return []
+    trained = set(run.metrics["epoch"])
+    return [epoch for epoch in run.epochs("validation") if isinstance(epoch, int) and epoch in trained]
 
 
 def _epochs(config: Config) -> Any:
@@ -104,8 +115,15 @@ def trainable(kind: str, out: str) -> Callable[[dict[str, Any]], None]:
         from ray import tune
 
         try:
+            if suggested["refused"]:
+                raise EquipoiseError(suggested["refused"])
             made = Config.model_validate(json.loads(suggested["config"]))
-            (light_trial if kind == "light" else train_trial)(run_of(made, Path(out), suggested["number"]))
+            made = run_of(made, Path(out), suggested["number"])
+            if kind == "light":
+                light_trial(made)
+            else:
+                record = read_json(Path(out) / "trials" / f"{suggested['number']:04d}" / "record.json")
+                train_trial(made, [row["epoch"] for row in record["curve"]])
         except Exception as error:
             said = sentence_of(error)
             text = (

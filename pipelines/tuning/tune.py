@@ -26,7 +26,7 @@ from equipoise.pipelines.ray_local import look, start_ray
 from equipoise.pipelines.seats import Resources
 from equipoise.pipelines.tuning.config import TuneConfig, differences, load_tune
 from equipoise.pipelines.tuning.confirm import confirm
-from equipoise.pipelines.tuning.page import write_page
+from equipoise.pipelines.tuning.page import PAGE, write_page
 from equipoise.pipelines.tuning.records import Record, Records
 from equipoise.pipelines.tuning.room import Room, all_back, free, room_for
 from equipoise.pipelines.tuning.trials import complete, trainable
@@ -62,12 +62,13 @@ def tune(
         KeyboardInterrupt: stopped; the text says that the same call goes on.
     """
     made = load_tune(config, {**pairs(arguments), **overrides})
-    check_methods(made.base, Manifest.load(Path(made.base.data)))
+    manifest = Manifest.load(Path(made.base.data))
+    check_methods(made.base, manifest)
     resources = look(verbose)
     room = room_for(made, resources)
     out = Path(made.out)
     with alone(out, "tune", "folder of the search"):
-        _claim(out, made)
+        _claim(out, made, manifest)
         return _Sitting(made, room, resources, verbose).run()
 
 
@@ -92,11 +93,15 @@ class _Sitting:
         finally:
             self._clock()
             trials = self.records.write_tables(self.out)
-        best = self._winner()
-        run = self._write_best(best)
-        confirmed = self._confirm(best)
+        try:
+            best = self._winner()
+            run = self._write_best(best)
+            confirmed = self._confirm(best)
+        finally:  # all failed, or a run of the look at test did: the page shows what there is
+            if self.records.ended():
+                write_page(self.out)
         back = all_back(before)
-        return FinishedSearch(self.out, self.config.select, trials, run, confirmed, back, write_page(self.out))
+        return FinishedSearch(self.out, self.config.select, trials, run, confirmed, back, self.out / PAGE)
 
     def _trials(self, kind: str) -> None:
         from ray import tune
@@ -146,7 +151,7 @@ class _Sitting:
     def _settings(self, kind: str) -> dict[str, Any]:
         return {
             "base": self.config.base.model_dump(mode="json"),
-            "threads": self.room.threads[kind],
+            "threads": self.room.threads.get(kind),
             "device": "cuda" if self.config.gpus else "cpu",
         }
 
@@ -197,27 +202,30 @@ class _Sitting:
 
     def _confirm(self, best: Record) -> dict[str, Any] | None:
         count = self.config.confirm.seeds
+        kept = read_json(self.out / "confirm.json")
+        if kept is not None and kept.get("trial") != best.number:
+            (self.out / "confirm.json").unlink()  # of a former winner
         if not count:
             return None
-        settings = {**self._settings(best.kind), "threads": max(1, int(self.config.cpus))}
+        settings = {**self._settings("light"), "threads": max(1, int(self.config.cpus))}
         runs = {
             "default": complete("light", settings, self.config.default),
             "best": complete("light", settings, best.params),
         }
         seeds = [self.config.base.seed + 1 + i for i in range(count)]
-        at_once = self.room.at_once.get("light", 1)
         return confirm(
             self.out,
+            best.number,
             runs,
             seeds,
             self.config.cpus,
             self.config.gpus,
-            at_once,
+            self.room.looks,
             lambda line: self.console.print(Text(line)),
         )
 
 
-def _claim(out: Path, config: TuneConfig) -> None:
+def _claim(out: Path, config: TuneConfig, manifest: Manifest) -> None:
     """Make the folder that of this search, or see that it is."""
     path = out / "tune.yaml"
     if path.is_file():
@@ -229,5 +237,11 @@ def _claim(out: Path, config: TuneConfig) -> None:
             )
     elif any(not file.name.startswith(".") for file in out.iterdir()):
         raise EquipoiseError(f"{out} is not empty and holds no search: choose another out=..., or empty it.")
+    if (out / "manifest.json").is_file() and (began := Manifest.load(out).hash) != manifest.hash:
+        raise EquipoiseError(
+            f"{config.base.data} is not the data set that the search in {out} began with (hash {manifest.hash[:12]}, the "
+            f"search's is {began[:12]}): prepare it again as it was, or choose another out=..."
+        )
+    manifest.save(out)
     with atomic(path) as part:
         part.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
