@@ -95,7 +95,7 @@ def mixed(out):
         "split": "test", "seeds": [1, 2], "level": 0.95, "test": {"default": runs, "best": better},
         "difference": dict.fromkeys(("full", "missing", "score"), values),
     }  # fmt: skip
-    return folder(out, trials, curves, confirm)
+    return folder(out, trials, curves, confirm, grace=0.1)
 
 
 @pytest.fixture(scope="module")
