@@ -30,6 +30,7 @@ from rich.console import Console
 from torch import Tensor
 
 from equipoise.models import Batch, Classification, EncoderConfig, LateFusion, Modality, Task, build_encoder
+from equipoise.pipelines.machine import processor
 from equipoise.pipelines.tables import table
 from equipoise.valuation import members, sweep
 
@@ -172,14 +173,10 @@ def check_equal(case: Case, ways: dict[str, Callable[[Batch], Any]], batches: li
 
 
 def machine(device: torch.device) -> str:
-    model = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), model)
     gpu = f", {torch.cuda.get_device_name()}" if device.type == "cuda" else ""
     load = f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "?"
     return (
-        f"{model}, {os.cpu_count()} cores{gpu}; torch {torch.__version__}, {torch.get_num_threads()} threads; Python "
+        f"{processor()}, {os.cpu_count()} cores{gpu}; torch {torch.__version__}, {torch.get_num_threads()} threads; Python "
         f"{platform.python_version()}; load average at the start {load}"
     )
 

@@ -19,6 +19,7 @@ from benchmarks.first_results.results import Results
 from benchmarks.first_results.statistics import LEVEL, POWER, detectable
 from benchmarks.first_results.studies import BATCH, METHODS
 from benchmarks.first_results.training import code_hash
+from equipoise.pipelines.machine import processor
 
 
 def write_page(
@@ -215,9 +216,5 @@ def _made(results: Sequence[Results], calls: Mapping[str, float], jobs: int) -> 
 
 def machine() -> str:
     """Cores, processor and versions."""
-    model = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), model)
     versions = f"torch {torch.__version__}, numpy {np.__version__}, scipy {scipy.__version__}"
-    return f"{os.cpu_count()} cores ({model}), Python {platform.python_version()}, {versions}"
+    return f"{os.cpu_count()} cores ({processor()}), Python {platform.python_version()}, {versions}"

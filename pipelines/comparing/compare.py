@@ -7,6 +7,7 @@ import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from equipoise.pipelines.comparing.plan import SAME_TIME, Plan
 from equipoise.pipelines.comparing.training import Job, failed, run
 from equipoise.pipelines.files import atomic, read_json, write_json
 from equipoise.pipelines.interrupting import alone
+from equipoise.pipelines.machine import processor
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,7 +73,7 @@ def write(plan: Plan, command: str) -> list[Path]:
     sittings: dict[str, float] = read_json(plan.out / SITTINGS) or {}
     about = {
         "command": command,
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
+        "machine": f"{processor()}, {os.cpu_count()} cores; Python {platform.python_version()}, torch {version('torch')}",
         "date": date.today().isoformat(),
         "hours": f"{sum(sittings.values()) / 3600:.2f} in {len(sittings)} sitting{'s' * (len(sittings) != 1)}",
     }
