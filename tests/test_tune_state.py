@@ -91,6 +91,29 @@ def test_a_refused_combination_is_a_failed_trial(asked, tmp_path, monkeypatch):
     assert search.suggest("two")["number"] == 1, "the search goes on"
 
 
+def test_a_trial_whose_process_died_before_it_began_comes_again(asked, tmp_path):
+    config = load_tune({**asked, "trials": {"light": 2}})
+    (tmp_path / "search").mkdir()
+    records = Records(tmp_path / "search")
+    search = Search(config, records, "light", lambda params: trials.complete("light", settings_of(config), params), 0.0)
+    first, params = search.suggest("one"), records.by_number[0].params
+    search.on_trial_complete("one", error=True)
+    assert not records.by_number[0].ended
+    again = search.suggest("two")
+    assert (again["number"], records.by_number[0].params) == (first["number"], params)
+    assert search.suggest("three")["number"] == 1
+    assert search.suggest("four") is None, "both are under way"
+    records.by_number[0].attempts = 2
+    search.on_trial_complete("two", error=True)
+    assert (records.by_number[0].status, records.by_number[0].error) == ("failed", "its process died 2 times")
+    search.on_trial_complete("three")
+    assert search.suggest("five") == "FINISHED"
+
+
+def settings_of(config):
+    return {"base": config.base.model_dump(mode="json"), "threads": 1, "device": "cpu"}
+
+
 def test_a_run_that_goes_on_reports_what_its_record_lacks(asked, tmp_path, monkeypatch):
     config, said, fitted = load_tune(asked).base, [], []
     monkeypatch.setattr("ray.tune.report", lambda row: said.append(row["row"]["epoch"]))

@@ -32,6 +32,8 @@ from equipoise.pipelines.tuning.records import Record, Records
 #: The objectives of the study, both higher is better.
 AIMS = ("full", "missing")
 _NAME = "tune"
+#: How often a trial is begun whose process dies.
+ATTEMPTS = 2
 
 
 def open_study(config: TuneConfig, records: Records) -> optuna.Study:
@@ -61,7 +63,8 @@ class _NotKept:
 
 
 class Search(_NotKept, OptunaSearch):
-    """Suggests trials of one kind; a trial that was under way when a sitting ended is suggested again under its number.
+    """Suggests trials of one kind; a trial that was under way when a sitting ended is suggested again under its number;
+    so is one whose process died before it began.
 
     `run` makes the whole configuration of some parameters. `started` is when the search began, in seconds since 1970, had it
     gone on without a break. Ends when the budget is spent: of steps, those spent and those that trials under way may still
@@ -93,6 +96,9 @@ class Search(_NotKept, OptunaSearch):
         if self._spent():
             self.exhausted = not self._under_way
             return Searcher.FINISHED if self.exhausted else None
+        wanted = getattr(self._config.trials, self._kind)
+        if not self._left_over and len(self._records.ended(self._kind)) + self._under_way >= wanted:
+            return None if self._under_way else Searcher.FINISHED  # one that is under way may come back
         if self._left_over:
             left = self._left_over.pop(0)
             self._ot_trials[trial_id] = optuna.trial.Trial(self._study, left._trial_id)
@@ -112,9 +118,13 @@ class Search(_NotKept, OptunaSearch):
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         trial = self._ot_trials.pop(trial_id)
         record = self._records.by_number[trial.number]
+        if error and not record.error and record.attempts < ATTEMPTS:
+            # Tune gives a trial up whose process died before it began.
+            self._left_over.append(trial)
+            return
         # In this order: what was recorded is told again if death comes between.
         if error or record.error:
-            record.status, record.error = "failed", record.error or "its process died, twice"
+            record.status, record.error = "failed", record.error or _died(record)
         elif record.status == "running":
             record.status = "done"
         self._records.write(record)
@@ -191,7 +201,8 @@ class Recorder(_NotKept, Callback):
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         record = self._of(trial)
         sentence = sentence_of(trial.get_error())
-        record.error = str(sentence) if sentence else f"its process died {record.attempts} times"
+        if sentence or record.attempts >= ATTEMPTS:
+            record.error = str(sentence) if sentence else _died(record)
         self._records.write(record)
         self._say(record)
 
@@ -200,6 +211,10 @@ class Recorder(_NotKept, Callback):
 
     def _of(self, trial: Any) -> Record:
         return self._records.by_number[trial.config["number"]]
+
+
+def _died(record: Record) -> str:
+    return f"its process died {record.attempts} times"
 
 
 class _Space:

@@ -106,10 +106,9 @@ class _Sitting:
     def _trials(self, kind: str) -> None:
         from ray import tune
 
-        from equipoise.pipelines.tuning.search import Halving, Recorder, Search
+        from equipoise.pipelines.tuning.search import ATTEMPTS, Halving, Recorder, Search
 
-        left = getattr(self.config.trials, kind) - len(self.records.ended(kind))
-        if left <= 0:
+        if len(self.records.ended(kind)) >= getattr(self.config.trials, kind):
             return
         settings = self._settings(kind)
         os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
@@ -122,7 +121,7 @@ class _Sitting:
             tune_config=tune.TuneConfig(
                 search_alg=search,
                 scheduler=Halving(self.config, self.records) if self.config.stop == "asha" else None,
-                num_samples=left,
+                num_samples=-1,  # the search knows when it has ended: a trial whose process died may come again
                 max_concurrent_trials=self.room.at_once[kind],
                 reuse_actors=kind == "light",
                 trial_dirname_creator=lambda trial: f"{trial.config['number']:04d}-{trial.trial_id}",
@@ -131,7 +130,7 @@ class _Sitting:
                 name=f"{kind}-{len(list(sittings.glob('*'))):03d}",
                 storage_path=str(sittings),
                 callbacks=[Recorder(self.records, self._say)],
-                failure_config=tune.FailureConfig(max_failures=1),
+                failure_config=tune.FailureConfig(max_failures=ATTEMPTS - 1),
                 verbose=0,
             ),
         )
