@@ -7,7 +7,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from pydantic import Field
-from scipy.optimize import nnls
 from torch import Tensor
 
 from equipoise.balancers.balancer import Balancer
@@ -104,6 +103,8 @@ def projected_weights(directions: Tensor, gram: Tensor) -> Tensor:
     It is the w >= u of smallest w'Kw, K = GG' [k, k] (Quinton and Rey, 2024, proposition 1): a non-negative least-squares
     problem for w - u.
     """
+    from scipy.optimize import nnls  # every process of a run imports the balancers, and few need this
+
     f = root(gram.double().cpu().numpy())
     u = directions.double().cpu().numpy()
     found = np.apply_along_axis(lambda row: row + nnls(f, -f @ row, maxiter=100 * len(row))[0], -1, u)

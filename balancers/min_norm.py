@@ -3,7 +3,6 @@
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import nnls
 from torch import Tensor
 
 from equipoise.models.errors import EquipoiseError
@@ -23,6 +22,8 @@ def min_norm_weights(gram: Tensor) -> Tensor:
     Raises:
         EquipoiseError: a matrix that is not square or not finite.
     """
+    from scipy.optimize import nnls  # every process of a run imports the balancers, and few need this
+
     k = len(gram)
     if gram.shape != (k, k) or not bool(gram.isfinite().all()):
         raise EquipoiseError(f"Inner products must be a finite matrix [k, k], found {gram.tolist()}.")

@@ -1,16 +1,18 @@
 """Multi-label classification: any number of labels may be true of a sample."""
 
-from typing import Any, Literal, get_args
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics import MetricCollection
-from torchmetrics.classification import MultilabelAccuracy, MultilabelExactMatch, MultilabelF1Score
 
-from equipoise.models.auroc import MeanAUROC
 from equipoise.models.errors import EquipoiseError, unknown
-from equipoise.models.task import ALONE, Probabilities, Task
+from equipoise.models.task import ALONE, Task
+
+if TYPE_CHECKING:
+    from torchmetrics import MetricCollection
 
 LabelBenefit = Literal["labels", "exact"]
 
@@ -57,6 +59,11 @@ class MultiLabel(Task):
 
         A label that is neither true nor predicted anywhere has an F1 of 0.
         """
+        from torchmetrics.classification import MultilabelAccuracy, MultilabelExactMatch, MultilabelF1Score
+
+        from equipoise.models.auroc import MeanAUROC
+        from equipoise.models.probabilities import Probabilities
+
         alone: Any = {**ALONE, "validate_args": False}
         found: dict[str, Any] = {
             "macro_f1": MultilabelF1Score(self.num_outputs, average="macro", **alone),

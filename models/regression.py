@@ -1,15 +1,18 @@
 """Regression: one or several numbers a sample, with what sentiment analysis measures of them."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor
-from torchmetrics import MetricCollection
 
 from equipoise.models.errors import EquipoiseError, unknown
-from equipoise.models.metrics import Agreement, MeanAbsoluteDifference, Pearson, SignF1, Within
 from equipoise.models.task import ALONE, Task
+
+if TYPE_CHECKING:
+    from torchmetrics import MetricCollection
 
 RegressionLoss = Literal["l1", "l2"]
 RegressionBenefit = Literal["tolerance", "sign"]
@@ -83,6 +86,10 @@ class Regression(Task):
         `f1_nonneutral` of > 0 against < 0 without the rows whose target is 0, `acc7`, the share whose nearest integer in
         -3 .. 3 is the target's.
         """
+        from torchmetrics import MetricCollection
+
+        from equipoise.models.metrics import Agreement, MeanAbsoluteDifference, Pearson, SignF1, Within
+
         how = {"center": self.center, "scale": self.scale, **ALONE}
         found: dict[str, Any] = {"mae": MeanAbsoluteDifference(**how), "pearson": Pearson(self.num_outputs, **how)}
         if self.tolerance is not None:

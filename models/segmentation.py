@@ -1,14 +1,18 @@
 """Segmentation: each position of an image or volume belongs to a region or not; regions may overlap or nest."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric, MetricCollection
 
 from equipoise.models.errors import EquipoiseError
 from equipoise.models.task import ALONE, Task
+
+if TYPE_CHECKING:
+    from torchmetrics import MetricCollection
 
 
 class Segmentation(Task):
@@ -50,6 +54,10 @@ class Segmentation(Task):
 
     def metrics(self, thorough: bool = False) -> MetricCollection:
         """`dice`, the mean over regions, and `dice_<region>`, each the mean over cases of the Dice at 0.5."""
+        from torchmetrics import MetricCollection
+
+        from equipoise.models.dice import CaseDice
+
         found: dict[str, Any] = {"dice": CaseDice(**ALONE)}
         found |= {f"dice_{name.lower()}": CaseDice(r, **ALONE) for r, name in enumerate(self.regions)}
         return MetricCollection(found, compute_groups=False)
@@ -95,29 +103,3 @@ def pooled_dice_loss(logits: Tensor, target: Tensor) -> Tensor:
     p, t = (x.flatten(2).transpose(0, 1).flatten(1) for x in (logits.sigmoid(), target.to(logits.dtype)))
     overlap = (2 * (p * t).sum(dim=1) + 1) / (p.sum(dim=1) + t.sum(dim=1) + 1)
     return (1 - overlap).mean()
-
-
-class CaseDice(Metric):
-    """The mean over cases of `case_dice`: of one region, or of their mean. Two sums, whatever the number of cases.
-
-    torchmetrics' `DiceScore` keeps every case's sums, and leaves a region that is empty in target and prediction out.
-    """
-
-    full_state_update = False
-    higher_is_better = True
-    total: Tensor
-    cases: Tensor
-
-    def __init__(self, region: int | None = None, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.region = region
-        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("cases", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-
-    def update(self, logits: Tensor, target: Tensor) -> None:
-        part = slice(None) if self.region is None else slice(self.region, self.region + 1)
-        self.total += case_dice(logits[:, part], target[:, part]).mean(dim=1).sum()
-        self.cases += len(logits)
-
-    def compute(self) -> Tensor:
-        return self.total / self.cases

@@ -1,40 +1,28 @@
-"""Tasks: what a prediction is, what it costs, and what it is worth."""
+"""Tasks: what a prediction is, what it costs, and what it is worth.
+
+torchmetrics takes longer to import than torch, and of the processes of a run only those that measure need it: tasks import it
+where their metrics are made.
+"""
+
+from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics import MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
-from equipoise.models.auroc import MeanAUROC
 from equipoise.models.errors import EquipoiseError
+
+if TYPE_CHECKING:
+    from torchmetrics import MetricCollection
 
 #: For every metric: never synced by torchmetrics, since a sweep's states are merged from its chunks, and inside a training
 #: worker a `compute` that waits for the other ranks would wait for ever.
 ALONE: dict[str, Any] = {"sync_on_compute": False}
-
-
-Readable = Callable[[Tensor, Tensor], Tensor]
-
-
-class Probabilities(MetricCollection):
-    """torchmetrics of probabilities, updated with logits: `readable(logits, target)` makes the ones of the others.
-
-    torchmetrics takes what lies in [0, 1] for probabilities and anything else for logits, by the look of each update: a small
-    chunk of small logits would be read otherwise than the rest.
-    """
-
-    def __init__(self, readable: Readable, metrics: dict[str, Any]) -> None:
-        super().__init__(metrics, compute_groups=False)
-        self.readable = readable
-
-    def update(self, logits: Tensor, target: Tensor) -> None:  # type: ignore[override]
-        super().update(self.readable(logits, target), target)
 
 
 class Task(ABC):
@@ -115,6 +103,11 @@ class Classification(Task):
 
     def metrics(self, thorough: bool = False) -> MetricCollection:
         """`accuracy` (micro-averaged F1 is the same number), `macro_f1`; thorough: `auroc`, one class against the rest."""
+        from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
+
+        from equipoise.models.auroc import MeanAUROC
+        from equipoise.models.probabilities import Probabilities
+
         alone: Any = {**ALONE, "validate_args": False}
         found: dict[str, Any] = {
             "accuracy": MulticlassAccuracy(self.num_outputs, average="micro", **alone),

@@ -9,9 +9,12 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from equipoise.models.errors import EquipoiseError
-from equipoise.pipelines.config import Config
+
+if TYPE_CHECKING:
+    from equipoise.pipelines.config import Config
 
 #: What a worker asks of a GPU that it shares with actors. More than half, so that no GPU ever gets two workers.
 WORKER_SHARE = 0.6

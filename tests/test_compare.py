@@ -165,6 +165,7 @@ def test_rebuilding_trains_nothing_and_gives_the_same_files(compared, tmp_path):
     assert (out / "results.md").read_bytes() != first[out / "results.md"]
     lacking.write_bytes(kept)
     quietly(config, rebuild=True)
+    assert {path: path.read_bytes() for path in first} == first
 
 
 def test_a_training_that_fails_is_shown_once_and_the_rest_goes_on(ray_cluster, tmp_path):

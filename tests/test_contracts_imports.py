@@ -99,6 +99,19 @@ def test_the_rooms_below_never_import_ray():
     assert not ray
 
 
+def test_a_process_of_a_run_begins_without_what_few_of_them_need():
+    # A run is ten processes of which two measure: each second here is ten of a core.
+    loaded = python(
+        """if True:
+        import json, sys
+        import equipoise.cli, equipoise.pipelines.fit
+        import equipoise.pipelines.batches, equipoise.pipelines.train_loop, equipoise.pipelines.valuer
+        print(json.dumps(sorted({"torchmetrics", "scipy", "pandas", "transformers", "matplotlib", "ray"} & set(sys.modules))))
+        """
+    )
+    assert loaded == []
+
+
 def test_a_checkout_that_lost_its_links_says_so(tmp_path):
     package = tmp_path / "equipoise"
     package.mkdir()

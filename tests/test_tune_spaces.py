@@ -62,6 +62,8 @@ def test_every_drawn_configuration_is_one_that_fit_takes():
             )
             balancers.get(name, **config.balancer.options)
             valuation.get("sample", **config.resampler.options)
+            # What is drawn is what trains, and the options' own classes take it as it is.
+            assert found.items() <= flat(config.model_dump()).items()
 
 
 def test_all_methods_draw_the_same_training_parameters_in_the_same_order():

@@ -110,6 +110,20 @@ def test_a_trial_whose_process_died_before_it_began_comes_again(asked, tmp_path)
     assert search.suggest("five") == "FINISHED"
 
 
+def test_trials_that_can_never_begin_fail_and_the_search_ends(asked, tmp_path):
+    config = load_tune({**asked, "trials": {"light": 2}})
+    (tmp_path / "search").mkdir()
+    records = Records(tmp_path / "search")
+    search = Search(config, records, "light", lambda params: trials.complete("light", settings_of(config), params), 0.0)
+    for turn in range(20):
+        suggested = search.suggest(str(turn))
+        if suggested == "FINISHED":
+            break
+        search.on_trial_complete(str(turn), error=True)
+    assert turn == 4, "each was given up twice"
+    assert [r.error for r in records.ended()] == ["no process for it could begin"] * 2
+
+
 def settings_of(config):
     return {"base": config.base.model_dump(mode="json"), "threads": 1, "device": "cpu"}
 

@@ -77,6 +77,7 @@ class Search(_NotKept, OptunaSearch):
         self._config, self._records, self._kind, self._run, self._started = config, records, kind, run, started
         #: Whether it ended because the budget is spent.
         self.exhausted = False
+        self._again: set[int] = set()
         self._study = study = open_study(config, records)
         self._left_over = [
             trial
@@ -118,8 +119,9 @@ class Search(_NotKept, OptunaSearch):
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         trial = self._ot_trials.pop(trial_id)
         record = self._records.by_number[trial.number]
-        if error and not record.error and record.attempts < ATTEMPTS:
-            # Tune gives a trial up whose process died before it began.
+        if error and not record.error and record.attempts < ATTEMPTS and trial.number not in self._again:
+            # Tune gives a trial up whose process died before it began. Once more: where none can begin, none ever will.
+            self._again.add(trial.number)
             self._left_over.append(trial)
             return
         # In this order: what was recorded is told again if death comes between.
@@ -214,7 +216,7 @@ class Recorder(_NotKept, Callback):
 
 
 def _died(record: Record) -> str:
-    return f"its process died {record.attempts} times"
+    return f"its process died {record.attempts} times" if record.attempts else "no process for it could begin"
 
 
 class _Space:
