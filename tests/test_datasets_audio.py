@@ -202,6 +202,7 @@ NAN = sound_file(np.full(800, np.nan), subtype="FLOAT")
         (sound_file(np.zeros(9), 500), r"has 1 channels at 500 Hz: up to 8 channels at 1000 to 384000 Hz"),
         (NAN, r"holds a sample that is not finite\. Or leave it out"),
     ],
+    ids=["text", "no sound", "no WAV", "cut WAV", "cut OGG", "damaged", "cut FLAC", "empty", "9 channels", "500 Hz", "NaN"],
 )  # fmt: skip
 def test_a_sound_that_cannot_be_names_its_row(value, sentence, prepared):
     with pytest.raises(EquipoiseError, match=r"^Row 7 \('r7', validation\): modality 'noise' " + sentence):
