@@ -4,6 +4,8 @@ from pathlib import Path
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+# Ray's processes are nice to all others, and tests without Ray would starve them.
+os.environ.setdefault("RAY_worker_niceness", "0")
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
@@ -21,19 +23,17 @@ torch.set_num_threads(1)
 
 @pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(config, items):
-    """With two processes (`make test`): one Ray in one of them, one pool of gloo workers in one of them, a file in one."""
+    """With two processes (`make test`): one Ray in one of them, one pool of gloo workers in one of them, a file in one.
+
+    A file's tests without Ray are apart from those with it: the latter are half of the time.
+    """
     if not config.pluginmanager.hasplugin("xdist"):
         return
-    files: dict[Path, list[pytest.Item]] = {}
+    pools = {item.path for item in items if "gloo" in getattr(item, "fixturenames", ())}
     for item in items:
-        files.setdefault(item.path, []).append(item)
-    for path, inside in files.items():
-        source = path.read_text()
-        uses = {fixture for item in inside for fixture in getattr(item, "fixturenames", ())}
-        ray = "ray_cluster" in uses or any(word in source for word in ("import ray", "equipoise.fit(", "import fit"))
-        group = "ray" if ray else "gloo" if "gloo" in uses else path.stem
-        for item in inside:
-            item.add_marker(pytest.mark.xdist_group(group))
+        ray = item.get_closest_marker("ray") or "ray_cluster" in getattr(item, "fixturenames", ())
+        group = "ray" if ray else "gloo" if item.path in pools else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 def pytest_collection_finish(session):
