@@ -37,7 +37,7 @@ def test_a_killed_comparison_repeats_nothing_and_ends_whole(tmp_path, number):
     first.send_signal(number)
     said = first.communicate(timeout=60)[1]
     if number == signal.SIGINT:
-        assert first.returncode == 130
+        assert first.returncode == 130, said
         assert "Stopped; what is made is kept. To go on:" in said
     time.sleep(5)  # a task that outlived its driver by a moment may still write
     there = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/*/*.json")}

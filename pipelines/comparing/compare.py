@@ -196,10 +196,12 @@ def _results(jobs: Sequence[Job], config: CompareConfig) -> Iterator[tuple[Job, 
                 record = failed(job, f"{type(error).__name__}: its process died, and so did those that tried again.")
             yield job, record
     finally:
-        for reference in running:
-            ray.cancel(reference, force=True)
         if ours:
             ray.shutdown()
+        else:
+            # Not by force: Ray ends this process where a task comes to its end while it is being killed.
+            for reference in running:
+                ray.cancel(reference)
 
 
 class _Sitting:

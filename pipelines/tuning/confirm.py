@@ -75,7 +75,7 @@ def confirm(
             found[name, seed] = ray.get(ref)
         except Exception as error:
             for other in under_way:
-                ray.cancel(other, force=True)
+                ray.cancel(other)  # not by force: where it ends at that moment, Ray ends this process
             why = sentence_of(error) or f"{type(error).__name__}: {str(error).strip()}".splitlines()[-1]
             raise EquipoiseError(
                 f"The trials are done, but on test the run of {name} with seed {seed} failed: {why} confirm.seeds=0 leaves test "
