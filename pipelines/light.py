@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torchmetrics  # noqa: F401  # every training here measures, and who times one should not time this
 from torch import Tensor
 
 from equipoise import balancers, valuation

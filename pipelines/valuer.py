@@ -66,6 +66,8 @@ class Valuer:
     """
 
     def __init__(self, threads: int | None = None, device: str = "cpu", cores: Sequence[int] | None = None) -> None:
+        import torchmetrics  # noqa: F401  # the first chunk would pay for it
+
         sit(threads, cores)
         self._device = torch.device(device)
         if self._device.type == "cuda":

@@ -216,7 +216,9 @@ class Recorder(_NotKept, Callback):
 
 
 def _died(record: Record) -> str:
-    return f"its process died {record.attempts} times" if record.attempts else "no process for it could begin"
+    if record.attempts < ATTEMPTS:
+        return "its process died, and no other could begin" if record.attempts else "no process for it could begin"
+    return f"its process died {record.attempts} times"
 
 
 class _Space:

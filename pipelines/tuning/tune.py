@@ -83,6 +83,9 @@ class _Sitting:
         self.errors: set[str] = set()
 
     def run(self) -> FinishedSearch:
+        # Where the thread of a trial does not end in this time (2 s by default, which is little on a busy machine), Tune gives
+        # up the one that was to come next in its process, and tells no search of it.
+        os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "60")
         start_ray(self.resources, self.room.cpus, self.verbose, dashboard=True)
         before = free()
         # When it would have begun, had it gone on without a break.
