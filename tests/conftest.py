@@ -4,8 +4,6 @@ from pathlib import Path
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-# Ray's processes are nice to all others, and tests without Ray would starve them.
-os.environ.setdefault("RAY_worker_niceness", "0")
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 

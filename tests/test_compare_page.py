@@ -135,6 +135,7 @@ def test_no_verdict_where_nothing_holds() -> None:
     assert not re.search(r"\bbetter\b|\bbest method\b|outperform", text)
 
 
+@pytest.mark.slow
 def test_the_same_frame_gives_the_same_bytes(tmp_path: Path) -> None:
     """Also from Parquet, with its rows in another order, in another process."""
     frame = pd.DataFrame(some_runs())

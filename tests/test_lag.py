@@ -57,6 +57,7 @@ def test_a_plan_is_of_weights_one_epoch_older_and_never_older(lagged):
     assert lagged.metrics["contribution/left"][3:].isna().all()
 
 
+@pytest.mark.slow
 def test_lag_with_one_worker_is_the_light_run_bit_for_bit(lagged, data, tmp_path):
     settings = {"final": False, "lag": 1, "every": 2, "warmup": 1, "sample": 0.3}
     stopping = {"patience": 1, "min_delta": 0.02}
@@ -184,6 +185,7 @@ def test_without_actors_a_run_trains_on_with_the_last_plan_and_says_so(faults, p
     assert run.finished
 
 
+@pytest.mark.slow
 def test_the_first_interrupt_leaves_a_checkpoint_that_goes_on_to_the_same_end(faults, plain, data, tmp_path):
     faults.on("slow_steps")
     out = tmp_path / "stopped"
