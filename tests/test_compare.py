@@ -2,16 +2,18 @@
 
 import json
 import os
+import time
 
 import numpy as np
 import pandas as pd
 import pytest
+import ray
 import torch
 from rich.console import Console
 
 from equipoise.datasets.reading import Reader
 from equipoise.models.errors import EquipoiseError
-from equipoise.pipelines.comparing.compare import compare, frame
+from equipoise.pipelines.comparing.compare import _results, compare, frame
 from equipoise.pipelines.comparing.config import CONTROLS, Method, load_compare
 from equipoise.pipelines.comparing.plan import SAME_TIME, Plan
 from equipoise.pipelines.comparing.training import Job, run
@@ -190,6 +192,29 @@ def test_a_training_that_fails_is_shown_once_and_the_rest_goes_on(ray_cluster, t
     assert set(final["method"]) == set(CONTROLS)
     assert set(final["number"]) == {0}
     assert set(final["status"]) == {"done"}
+
+
+def test_trainings_under_way_end_with_a_comparison_that_joined_a_ray(ray_cluster, data, tmp_path):
+    def job(root, steps):
+        config = load_config({"data": str(root), "out": "o", "max_steps": steps})
+        return Job("d", "joint", "tune", 0, 0, config, {}, {}, tmp_path / f"{steps}.json", 3)
+
+    def free():
+        return ray.available_resources().get("CPU", 0)
+
+    def until(ready):
+        deadline = time.monotonic() + 30
+        while not ready():
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+    all_of_them = ray.cluster_resources()["CPU"]
+    until(lambda: free() == all_of_them)
+    results = _results([job(tmp_path / "nowhere", 1), job(data, 10**7)], load_compare({**SMALL, "out": str(tmp_path)}))
+    assert next(results)[1]["status"] == "failed"
+    until(lambda: free() == all_of_them - 1)
+    results.close()
+    until(lambda: free() == all_of_them)
 
 
 def test_any_error_of_a_training_becomes_its_record(tmp_path):

@@ -94,6 +94,9 @@ class Search(_NotKept, OptunaSearch):
         )
 
     def suggest(self, trial_id: str) -> Any:
+        """{"number", "config" (JSON), "refused" (a sentence or "")} of the next trial; None where none can begin now,
+        FINISHED where none will.
+        """
         if self._spent():
             self.exhausted = not self._under_way
             return Searcher.FINISHED if self.exhausted else None
@@ -117,6 +120,7 @@ class Search(_NotKept, OptunaSearch):
         return {"number": record.number, "config": json.dumps(record.config), "refused": refused}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Record the end of a trial and tell the study; one whose process died before it began is left for `suggest`, once."""
         trial = self._ot_trials.pop(trial_id)
         record = self._records.by_number[trial.number]
         if error and not record.error and record.attempts < ATTEMPTS and trial.number not in self._again:

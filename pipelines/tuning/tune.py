@@ -83,6 +83,7 @@ class _Sitting:
         self.errors: set[str] = set()
 
     def run(self) -> FinishedSearch:
+        """The trials that are left, the tables, the winner, its look at test and the page."""
         # Where the thread of a trial does not end in this time (2 s by default, which is little on a busy machine), Tune gives
         # up the one that was to come next in its process, and tells no search of it.
         os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "60")
